@@ -1,0 +1,368 @@
+"""HookedACT: the Action Chunking Transformer with a hook point on every activation."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from actlens.cache import ActivationCache
+from actlens.checkpoints.checkpoint import Checkpoint
+from actlens.config import ACTION_KEY, STATE_KEY, ACTConfig
+from actlens.errors import CheckpointError, SceneError
+from actlens.hooks import HookedRootModule, HookPoint, NamesFilter
+from actlens.model.attention import Attention
+from actlens.model.decoder import Decoder
+from actlens.model.embed import Embed, Inputs
+from actlens.model.encoder import Encoder
+from actlens.model.lerobot_names import from_lerobot
+from actlens.model.token_major import LayerNorm
+from actlens.model.vae import VAEEncoder
+from actlens.normalization import Normalizer
+from actlens.scene import Observation, Scene
+from actlens.tokens import TokenMap
+
+Actions = Float[Tensor, "batch chunk joint"]
+
+
+class HookedACT(HookedRootModule):
+    """LeRobot's ACT, with TransformerLens-style hook points.
+
+        cameras ─► ResNet ─► 1x1 ─┐
+        arm state ──► linear ─────┼─► tokens ─► encoder ─► memory ─┐
+        latent z ───► linear ─────┘                                │ keys, values
+        zeros + query positions ─► decoder: self-attention ─► cross-attention ─► MLP ─► actions
+
+    On a CPU in float32 its outputs equal LeRobot's bit for bit. At inference z = 0; the CVAE encoder
+    (`vae`) runs only when an action chunk is given.
+
+    Attributes:
+        config: the architecture.
+        tokens: names, indices and pixel rectangles of the encoder's tokens.
+        normalizer: dataset units <-> the network's units.
+        checkpoint: what the weights were read from, or None for a network made in memory.
+    """
+
+    def __init__(
+        self,
+        config: ACTConfig,
+        normalizer: Normalizer | None = None,
+        *,
+        frozen_norm: bool = True,
+    ):
+        super().__init__()
+        self.config = config
+        self.tokens = TokenMap(config)
+        self.checkpoint: Checkpoint | None = None
+        self.normalizer = normalizer or Normalizer({})
+        self.embed = Embed(config, frozen_norm=frozen_norm)
+        if config.use_vae:
+            self.vae = VAEEncoder(config)
+        self.encoder = Encoder(config, config.n_encoder_layers)
+        self.decoder = Decoder(config)
+        self.ln_final = LayerNorm(config.d_model, "query")
+        self.action_head = nn.Linear(config.d_model, config.action_dim)
+        self.hook_actions_normalized = HookPoint("batch chunk joint")
+        self.hook_actions = HookPoint("batch chunk joint")
+        for part in (self.encoder, self.decoder):  # LeRobot's initialisation
+            for parameter in part.parameters():
+                if parameter.dim() > 1 and parameter is not self.decoder.query_pos.weight:
+                    nn.init.xavier_uniform_(parameter)
+        self.setup()
+
+    # ── from and to files ────────────────────────────────────────────────────────────────────
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        revision: str | None = None,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+        **options: Any,
+    ) -> Self:
+        """Load a policy, in eval mode.
+
+        Args:
+            source: a bundled name, a LeRobot `pretrained_model` folder (0.1 to 0.6; a run folder
+                will do), an original ACT `policy_best.ckpt`, or a hub id.
+            revision: of a hub id.
+            dtype: of the weights in memory; files may hold 16 bits.
+            options: what an original ACT checkpoint does not say (`cameras`, `n_heads`, …); see
+                `actlens.checkpoints.load_checkpoint`.
+
+        Raises:
+            CheckpointError: if files are missing, damaged or contradictory.
+            UnsafeFileError: if a file would run code.
+        """
+        from actlens.checkpoints import load_checkpoint
+
+        return cls.from_checkpoint(
+            load_checkpoint(source, revision=revision, **options), device=device, dtype=dtype
+        )
+
+    @classmethod
+    def from_checkpoint(
+        cls,
+        checkpoint: Checkpoint,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:
+        """The network of a checkpoint that was already read, in eval mode."""
+        with torch.device("meta"):
+            model = cls(checkpoint.config)
+        model.to_empty(device="cpu")
+        model.normalizer = Normalizer(checkpoint.normalization)
+        model._restore_position_buffers()
+        weights = {from_lerobot(name): tensor for name, tensor in checkpoint.weights.items()}
+        missing, unexpected = model.load_state_dict(
+            {name: tensor.to(dtype) for name, tensor in weights.items()}, strict=False
+        )
+        if missing or unexpected:
+            raise CheckpointError(
+                f"{checkpoint.source}: the weights do not fit the config; "
+                f"missing {sorted(missing)[:3]}, unexpected {sorted(unexpected)[:3]}."
+            )
+        model.checkpoint = checkpoint
+        model.setup()
+        return model.to(device=device, dtype=dtype).eval()
+
+    def _restore_position_buffers(self) -> None:
+        """Recompute what `to_empty` left undefined and no checkpoint stores."""
+        fresh = [m for m in Embed(replace(self.config), frozen_norm=True).named_buffers()]
+        for name, value in fresh:
+            if name.endswith(".pos"):
+                self.embed.get_buffer(name).copy_(value)
+
+    def to_checkpoint(self) -> Checkpoint:
+        """The present weights (edits included) as a checkpoint, in the dtype of the one loaded.
+
+        Raises:
+            CheckpointError: if the model was not loaded from a checkpoint: it has no statistics.
+        """
+        if self.checkpoint is None:
+            raise CheckpointError(
+                "This model was made in memory and has no normalisation statistics: build a "
+                "Checkpoint with them and use HookedACT.from_checkpoint first."
+            )
+        present = self.state_dict()
+        weights = {
+            name: present[from_lerobot(name)].detach().cpu().to(old.dtype)
+            for name, old in self.checkpoint.weights.items()
+        }
+        return replace(self.checkpoint, weights=weights)
+
+    def save_pretrained(self, directory: str | Path, **options: Any) -> Path:
+        """Write a LeRobot folder with the present weights, which LeRobot itself loads and runs."""
+        from actlens.checkpoints import save_checkpoint
+
+        return save_checkpoint(self.to_checkpoint(), Path(directory), **options)
+
+    # ── the forward pass ─────────────────────────────────────────────────────────────────────
+
+    def forward(
+        self,
+        observation: Observation | Scene,
+        *,
+        latent: Float[Tensor, "batch latent"] | None = None,
+        action: Float[Tensor, "batch chunk joint"] | None = None,
+        action_is_pad: Bool[Tensor, "batch chunk"] | None = None,
+    ) -> Actions:
+        """The action chunk for each observation, in dataset units.
+
+        Args:
+            observation: LeRobot's keys, uint8 or float images, batched or single (a batch of one).
+            latent: the condition z; zeros if neither it nor `action` is given.
+            action: demonstrated chunks in dataset units: z becomes the posterior mean.
+            action_is_pad: True where `action` only repeats the last action.
+
+        Raises:
+            SceneError: if the observation does not fit the config.
+        """
+        inputs = self.prepare(observation)
+        if action is not None:
+            if latent is not None:
+                raise SceneError("Give either a latent or an action chunk, not both.")
+            latent, _ = self.posterior(inputs, action, action_is_pad)
+        return self.hook_actions(
+            self.normalizer.unnormalize(ACTION_KEY, self.predict(inputs, latent))
+        )
+
+    def predict(
+        self, inputs: Inputs, latent: Float[Tensor, "batch latent"] | None = None
+    ) -> Actions:
+        """Normalised action chunks from prepared inputs: everything between the two normalisations."""
+        if latent is None:
+            parameter = self.action_head.weight
+            latent = parameter.new_zeros(inputs.batch_size, self.config.latent_dim)
+        tokens, pos = self.embed(inputs, latent)
+        return self.decode(self.encoder(tokens, pos), pos)
+
+    def decode(
+        self,
+        memory: Float[Tensor, "batch token d_model"],
+        pos: Float[Tensor, "token d_model"],
+    ) -> Actions:
+        """Normalised action chunks from the encoder's output."""
+        queries = self.ln_final(self.decoder(memory, pos))
+        return self.hook_actions_normalized(self.action_head(queries))
+
+    def resume(
+        self,
+        resid: Float[Tensor, "batch token d_model"],
+        pos: Float[Tensor, "token d_model"],
+        *,
+        layer: int,
+    ) -> Actions:
+        """Action chunks in dataset units from the stream entering encoder block `layer`.
+
+        With `layer` equal to the number of encoder layers, `resid` is what the decoder attends to.
+        Hooks on what follows fire as in a whole forward; nothing before is computed.
+        """
+        self.forward_count += 1
+        # Token-major memory, so that the resumed run has the very bits of a whole one.
+        resid = resid.transpose(0, 1).contiguous().transpose(0, 1)
+        if layer == self.config.n_encoder_layers:
+            memory = resid
+        else:
+            memory = self.encoder(resid, pos, start=layer)
+        return self.hook_actions(self.normalizer.unnormalize(ACTION_KEY, self.decode(memory, pos)))
+
+    def posterior(
+        self,
+        inputs: Inputs,
+        action: Float[Tensor, "batch chunk joint"],
+        action_is_pad: Bool[Tensor, "batch chunk"] | None = None,
+    ) -> tuple[Float[Tensor, "batch latent"], Float[Tensor, "batch latent"]]:
+        """Mean and log variance of z given demonstrated chunks in dataset units.
+
+        Raises:
+            SceneError: if this policy has no CVAE encoder.
+        """
+        if not self.config.use_vae:
+            raise SceneError("This policy was trained without a CVAE: it has no posterior.")
+        action = action.to(self.action_head.weight)
+        action = action[None] if action.ndim == 2 else action
+        if action_is_pad is None:
+            action_is_pad = torch.zeros(action.shape[:2], dtype=torch.bool, device=action.device)
+        action_is_pad = action_is_pad.reshape(action.shape[:2]).to(action.device)
+        action = self.normalizer.normalize(ACTION_KEY, action)
+        return self.vae.posterior(action, action_is_pad, inputs.state)
+
+    # ── observations ─────────────────────────────────────────────────────────────────────────
+
+    def prepare(self, observation: Observation | Scene) -> Inputs:
+        """Check an observation, batch it, scale and normalise it, move it to the model.
+
+        Raises:
+            SceneError: naming the key, the shape it has and the shape it should have.
+        """
+        found = observation.observation if isinstance(observation, Scene) else observation
+        config, weight = self.config, self.action_head.weight
+        images = []
+        for camera in config.cameras:
+            shape = (3, camera.height, camera.width)
+            image = self._entry(found, camera.key, shape)
+            if image.dtype == torch.uint8:
+                image = image.to(weight.device).to(weight.dtype) / 255
+            else:
+                image = image.to(weight)
+                low, high = image.min(), image.max()
+                if not (low >= 0 and high <= 1):
+                    raise SceneError(
+                        f"{camera.key}: float images must lie in 0..1, these span "
+                        f"{low.item():.3g}..{high.item():.3g}; pass uint8, or divide by 255."
+                    )
+            images.append(self.normalizer.normalize(camera.key, image))
+        state = self._vector(found, STATE_KEY, config.state_dim)
+        env_state = self._vector(found, config.env_state_key, config.env_state_dim)
+        sizes = {len(x) for x in (*images, state, env_state) if x is not None}
+        if len(sizes) != 1:
+            raise SceneError(f"The observation's entries have different batch sizes: {sizes}.")
+        return Inputs(tuple(images), state, env_state, sizes.pop())
+
+    def _entry(self, found: Mapping[str, Tensor], key: str, shape: tuple[int, ...]) -> Tensor:
+        if key not in found:
+            raise SceneError(
+                f"The observation has no {key!r}, which this policy needs; it has {sorted(found)}."
+            )
+        value = torch.as_tensor(found[key])
+        if value.shape == shape:
+            value = value[None]
+        if value.shape[1:] != shape:
+            hint = ""
+            if len(shape) == 3 and value.ndim >= 3 and value.shape[-1] == 3:
+                hint = " These images are height, width, channel: permute them to channel first."
+            raise SceneError(
+                f"{key} has shape {tuple(value.shape)}; this policy needs "
+                f"{shape} or (batch, {', '.join(map(str, shape))}).{hint}"
+            )
+        if not len(value):
+            raise SceneError(f"{key} holds an empty batch.")
+        return value
+
+    def _vector(self, found: Mapping[str, Tensor], key: str, dim: int | None) -> Tensor | None:
+        if dim is None:
+            return None
+        value = self._entry(found, key, (dim,)).to(self.action_head.weight)
+        if not torch.isfinite(value).all():
+            raise SceneError(f"{key} holds NaN or infinite values.")
+        return self.normalizer.normalize(key, value)
+
+    # ── looking inside ───────────────────────────────────────────────────────────────────────
+
+    def run_with_cache(
+        self,
+        *model_args: Any,
+        names_filter: NamesFilter = None,
+        device: torch.device | str | None = None,
+        remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **model_kwargs: Any,
+    ) -> tuple[Actions, ActivationCache]:
+        """Run once and keep activations; see `HookedRootModule.run_with_cache`.
+
+        Raises:
+            SceneError: if `remove_batch_dim` is asked for with a batch larger than one.
+        """
+        if remove_batch_dim and model_args:
+            size = self.prepare(model_args[0]).batch_size
+            if size != 1:
+                raise SceneError(f"remove_batch_dim needs a batch of one, this one has {size}.")
+        output, store = super().run_with_cache(
+            *model_args,
+            names_filter=names_filter,
+            device=device,
+            remove_batch_dim=remove_batch_dim,
+            incl_bwd=incl_bwd,
+            reset_hooks_end=reset_hooks_end,
+            clear_contexts=clear_contexts,
+            **model_kwargs,
+        )
+        return output, ActivationCache(
+            store, self.hook_dict, self.hook_aliases, self.tokens, not remove_batch_dim
+        )
+
+    @property
+    def fused_attention(self) -> bool:
+        """Whether blocks nobody looks into use fused attention (equal to float rounding).
+
+        Off by default: explicit attention has the same bits whether hooks are attached or not.
+        """
+        return all(m.fused for m in self.modules() if isinstance(m, Attention))
+
+    @fused_attention.setter
+    def fused_attention(self, fused: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, Attention):
+                module.fused = fused
+
+
+ForwardFunction = Callable[[Observation], Actions]
