@@ -18,7 +18,8 @@ class ActivationCache(Mapping[str, Tensor]):
 
     Keys may be exact names, aliases, addresses of parts (`decoder.0.mlp.hook_post[1234]`,
     `encoder.1.hook_resid_pre[state]`), gradients (`name + "_grad"`), or TransformerLens' tuples
-    `("pattern", 0)` and `("pattern", 0, "cross_attn")`, layer counted from the end if negative.
+    `("pattern", 0, "cross_attn")`: short name, layer (from the end if negative), then as many parts
+    of the name (`encoder`, `decoder`, `attn`, `ln1`, …) as tell it from others.
     """
 
     activations: Mapping[str, Tensor]
@@ -31,29 +32,55 @@ class ActivationCache(Mapping[str, Tensor]):
         if isinstance(key, tuple):
             key = self._from_tuple(key)
         name, selectors = split_address(key)
-        name = self.aliases.get(name, name)
+        name = self._canonical(name)
         if name not in self.activations:
-            known = [*self.activations, *self.aliases]
-            kept = name in self.points
-            raise HookNameError(
-                f"{name!r} was not cached."
-                + (" Add it to names_filter." if kept else did_you_mean(name, known))
-            )
+            raise HookNameError(f"{name!r} was not cached.{self._how_to_cache(name)}")
         activation = self.activations[name]
         if not selectors:
             return activation
-        point = self.points[name.removesuffix(GRAD_SUFFIX)]
-        index = point.index(parse_where(selectors, point, self.tokens))
-        dropped = not self.has_batch_dim and point.axes[0] == "batch"
-        return activation[index[1:] if dropped else index]
+        point = self._point(name)
+        where = parse_where(selectors, point, self.tokens)
+        if self._lost_batch(point):
+            if "batch" in where:
+                raise HookNameError(f"{name} was cached without its batch axis.")
+            return activation[point.index(where, (1, *activation.shape))[1:]]
+        return activation[point.index(where, activation.shape)]
+
+    def _canonical(self, name: str) -> str:
+        """The name under which an alias, or the gradient at an alias, is stored."""
+        bare = name.removesuffix(GRAD_SUFFIX)
+        return self.aliases.get(bare, bare) + name[len(bare) :]
+
+    def _point(self, name: str) -> HookPoint:
+        bare = self._canonical(name).removesuffix(GRAD_SUFFIX)
+        if bare not in self.points:
+            raise HookNameError(f"{name!r} is not a hook point.{did_you_mean(bare, self.points)}")
+        return self.points[bare]
+
+    def _lost_batch(self, point: HookPoint) -> bool:
+        return not self.has_batch_dim and point.axes[:1] == ("batch",)
+
+    def _how_to_cache(self, name: str) -> str:
+        if name in self.points:
+            return " Add it to names_filter."
+        bare = name.removesuffix(GRAD_SUFFIX)
+        if bare != name and bare in self.points:
+            return (
+                " Gradients are kept by incl_bwd=True, where one arrives: none does at an input, "
+                "or at anything computed from inputs alone."
+            )
+        return did_you_mean(name, [*self.activations, *self.aliases])
 
     def _from_tuple(self, key: tuple) -> str:
-        leaf, layer, *part = key
+        if len(key) < 2:
+            raise HookNameError(f"{key!r} needs a short name and a layer: ('pattern', 0).")
+        leaf, layer, *parts = key
         wanted = leaf if leaf.startswith("hook_") else f"hook_{leaf}"
         matches = []
-        for name in self.activations:
+        stored = [alias for alias in self.aliases if self._canonical(alias) in self.activations]
+        for name in [*self.activations, *stored]:
             pieces = name.split(".")
-            if pieces[-1] != wanted or (part and part[0] not in pieces):
+            if pieces[-1] != wanted or not set(parts) <= set(pieces):
                 continue
             if len(pieces) < 3 or not pieces[1].isdigit():
                 continue
@@ -65,10 +92,11 @@ class ActivationCache(Mapping[str, Tensor]):
             if int(pieces[1]) == (layer + depth if layer < 0 else layer):
                 matches.append(name)
         if len(matches) != 1:
-            what = f"matches {', '.join(matches)}" if matches else "matches nothing that was cached"
+            if not matches:
+                raise HookNameError(f"{key!r} matches nothing that was cached.")
             raise HookNameError(
-                f"{key!r} {what}; add the part as a third entry (encoder, attn, cross_attn, "
-                "decoder) or use the full name."
+                f"{key!r} matches {', '.join(matches)}; add parts of the name (encoder, decoder, "
+                "attn, cross_attn) until it matches one, or use the full name."
             )
         return matches[0]
 
@@ -80,8 +108,8 @@ class ActivationCache(Mapping[str, Tensor]):
 
     def axes(self, name: str) -> tuple[str, ...]:
         """The names of an activation's axes."""
-        axes = self.points[self.aliases.get(name, name).removesuffix(GRAD_SUFFIX)].axes
-        return axes[1:] if axes[:1] == ("batch",) and not self.has_batch_dim else axes
+        point = self._point(name)
+        return point.axes[1:] if self._lost_batch(point) else point.axes
 
     def to(self, device: torch.device | str) -> "ActivationCache":
         """The same cache on another device."""
@@ -104,6 +132,6 @@ class ActivationCache(Mapping[str, Tensor]):
 
     @property
     def nbytes(self) -> int:
-        """Memory of the distinct tensors held, in bytes."""
-        distinct = {(t.data_ptr(), t.shape): t for t in self.activations.values()}
-        return sum(t.numel() * t.element_size() for t in distinct.values())
+        """Memory that the activations keep alive, in bytes; shared memory counts once."""
+        memory = (value.untyped_storage() for value in self.activations.values())
+        return sum({part.data_ptr(): part.nbytes() for part in memory}.values())

@@ -35,3 +35,7 @@ class HookNameError(ActlensError, KeyError):
 
 class HookNeverFired(ActlensError, RuntimeError):
     """The model ran, and a hook that was attached for this run was never reached."""
+
+
+class HookReturnError(ActlensError, ValueError):
+    """A hook returned something that cannot stand in for the activation it was given."""

@@ -10,7 +10,7 @@ receipt of what it changed. Nothing here knows ACT.
 import difflib
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from actlens.errors import HookNameError, HookNeverFired
+from actlens.errors import HookNameError, HookNeverFired, HookReturnError
 
 Direction = Literal["fwd", "bwd"]
 HookFunction = Callable[..., Tensor | tuple[Tensor, ...] | None]
@@ -60,13 +60,25 @@ class LensHandle:
     user_hook: HookFunction | None = None
     name: str = ""
     fired: int = 0
-    changed: int = 0
-    max_change: float = 0.0
+    # Tensors once something was compared: reading them at every call would make a GPU wait.
+    changed: int | Tensor = 0
+    max_change: float | Tensor = 0.0
 
     @property
     def receipt(self) -> Receipt:
         """What this hook has done since it was attached."""
-        return Receipt(self.name, self.fired, self.changed, self.max_change)
+        return Receipt(self.name, self.fired, int(self.changed), float(self.max_change))
+
+    def record(self, before: Tensor, after: Tensor) -> None:
+        """Count what one call changed. Infinities and NaNs that stayed are no change."""
+        if not before.numel():
+            return
+        with torch.no_grad():
+            both_nan = (before != before) & (after != after)
+            different = (after != before) & ~both_nan
+            change = torch.where(different, (after - before).abs(), 0).max()
+            self.changed = self.changed + different.sum()
+            self.max_change = change.maximum(torch.as_tensor(self.max_change).to(change))
 
     def matches(self, *, including_permanent: bool, level: int | None) -> bool:
         """Whether a query or removal with this scope applies to the handle."""
@@ -76,7 +88,10 @@ class LensHandle:
 
 
 class _Reader:
-    """A hook function that promises to neither edit nor return: it is handed the tensor itself."""
+    """A hook function that promises to neither edit nor return: it is handed the tensor itself.
+
+    One reader may sit on many hook points, as one request: of these, at least one must be reached.
+    """
 
     def __init__(self, read: Callable[[Tensor, "HookPoint"], None]):
         self.read = read
@@ -101,12 +116,14 @@ class HookPoint(nn.Module):
         self.on_demand = on_demand
         self.name: str | None = None
         self.ctx: dict[Any, Any] = {}
+        self.clock: Any = None  # where a rollout stands, on models that act over time
         self.fwd_hooks: list[LensHandle] = []
         self.bwd_hooks: list[LensHandle] = []
         if len(set(self.axes)) < len(self.axes):
             raise HookNameError(f"Axis names must be distinct, got {axes!r}.")
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Return the activation, as the hooks (if any) leave it."""
         # nn.Module's own __call__ costs several times the 0.1 microseconds of this test.
         return super().__call__(x) if self.is_watched else x
 
@@ -159,39 +176,51 @@ class HookPoint(nn.Module):
     def _run_forward_hook(
         self, handle: LensHandle, hook: HookFunction, _module: nn.Module, _args: Any, x: Tensor
     ) -> Tensor | None:
+        return self._run_hook(handle, hook, x)
+
+    def _run_backward_hook(
+        self, handle: LensHandle, hook: HookFunction, _module: nn.Module, _grad_in: Any, grad: Any
+    ) -> tuple[Tensor] | None:
+        result = self._run_hook(handle, hook, grad[0])
+        return None if result is None else (result,)
+
+    def _run_hook(self, handle: LensHandle, hook: HookFunction, x: Tensor) -> Tensor | None:
+        """What stands in for `x` (an activation or a gradient) after the hook; None keeps `x`."""
         handle.fired += 1
         if isinstance(hook, _Reader):
             hook(x, self)
             return None
-        # The hook gets a private copy: what others cached of `x` stays as it was.
+        # The hook gets a private copy: what others hold of `x` stays as it was.
         private = x.clone()
-        version = private._version
+        # Inference tensors do not count their versions, so they are compared in any case.
+        version = None if private.is_inference() else private._version
         result = hook(private, hook=self)
         if result is None:
             result = private
-            if private._version == version:
+            if version is not None and private._version == version:
                 return result  # read only; still in the graph, so that retain_grad() works
-        with torch.no_grad():
-            if not isinstance(result, Tensor) or result.shape != x.shape:
-                got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-                raise HookNameError(
-                    f"A hook on {self.name} returned {got}; the activation has shape "
-                    f"{tuple(x.shape)} ({', '.join(self.axes)})."
-                )
-            difference = (result.detach() - x.detach()).abs()
-            handle.changed += int((difference != 0).sum())
-            if difference.numel():
-                handle.max_change = max(handle.max_change, float(difference.max()))
+        elif isinstance(result, tuple) and len(result) == 1:
+            (result,) = result  # what torch's own backward hooks return
+        self._check(result, x)
+        handle.record(x, result)
         return result
 
-    def _run_backward_hook(
-        self, handle: LensHandle, hook: HookFunction, _module: nn.Module, _grad_in: Any, grad: Any
-    ) -> tuple[Tensor, ...] | None:
-        handle.fired += 1
-        result = hook(grad[0], hook=self)
-        if result is None or isinstance(result, tuple):
-            return result
-        return (result,)
+    def _check(self, result: Any, x: Tensor) -> None:
+        """Refuse what cannot stand in for `x`: torch would broadcast it, or fail further on."""
+        if not isinstance(result, Tensor):
+            raise HookReturnError(
+                f"A hook on {self.name} returned {type(result).__name__}: return a tensor, or None "
+                "to keep the activation."
+            )
+        for what in ("shape", "dtype", "device"):
+            got, needed = getattr(result, what), getattr(x, what)
+            if got != needed:
+                shown = (tuple(got), tuple(needed)) if what == "shape" else (got, needed)
+                axes = f" ({', '.join(self.axes)})" if self.axes and what == "shape" else ""
+                raise HookReturnError(
+                    f"A hook on {self.name} returned {what} {shown[0]}; the activation has "
+                    f"{what} {shown[1]}{axes}."
+                )
 
     def add_perma_hook(self, hook: HookFunction, dir: Direction = "fwd") -> LensHandle:
         """Attach a hook that only `including_permanent=True` removes."""
@@ -249,16 +278,28 @@ class HookPoint(nn.Module):
             raise ValueError("Name cannot be None")
         return int(self.name.split(".")[1])
 
-    def index(self, where: Mapping[str, Any]) -> tuple[Any, ...]:
+    def index(
+        self, where: Mapping[str, Any], shape: Sequence[int] | None = None
+    ) -> tuple[Any, ...]:
         """The positional index that `where`, keyed by axis name, stands for.
 
         Raises:
-            HookNameError: if the activation has no axis of that name.
+            HookNameError: if the activation has no axis of that name, or if an index or span lies
+                outside an activation of the given shape.
         """
         if foreign := sorted(where.keys() - set(self.axes)):
             raise HookNameError(
                 f"{self.name} has axes ({', '.join(self.axes)}); it has no {', '.join(foreign)}."
             )
+        for axis, size in zip(self.axes, () if shape is None else shape, strict=False):
+            chosen = where.get(axis)
+            outside = isinstance(chosen, int) and not -size <= chosen < size
+            # torch would give an empty part, on which every intervention is a silent no-op.
+            if outside or (isinstance(chosen, slice) and not range(size)[chosen]):
+                shown = f"{chosen.start}:{chosen.stop}" if isinstance(chosen, slice) else chosen
+                raise HookNameError(
+                    f"{self.name}: axis {axis!r} has {size} entries; {shown} selects none."
+                )
         return tuple(where.get(axis, slice(None)) for axis in self.axes)
 
     def __repr__(self) -> str:
@@ -282,7 +323,24 @@ class _Attached:
     """One request of a run: the hooks that one name or predicate led to."""
 
     direction: Direction
+    hook: HookFunction
     pairs: list[tuple[HookPoint, LensHandle]] = field(default_factory=list)
+
+
+def _check_that_all_fired(attached: Iterable[_Attached]) -> None:
+    """Raise if a forward request of a run was never reached; a reader's requests count as one."""
+    requests: dict[int, list[tuple[HookPoint, LensHandle]]] = {}
+    for number, entry in enumerate(attached):
+        if entry.direction == "fwd":
+            key = id(entry.hook) if isinstance(entry.hook, _Reader) else number
+            requests.setdefault(key, []).extend(entry.pairs)
+    for pairs in requests.values():
+        if not any(handle.fired for _, handle in pairs):
+            names = [point.name or "" for point, _ in pairs]
+            raise HookNeverFired(
+                f"The model ran but never reached {', '.join(names[:3])}"
+                f"{' …' if len(names) > 3 else ''}; the hook there did nothing."
+            )
 
 
 class HookedRootModule(nn.Module):
@@ -326,6 +384,7 @@ class HookedRootModule(nn.Module):
             self.hook_dict[name] = module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model; counted, so that a block knows whether its hooks had their chance."""
         self.forward_count += 1
         return super().__call__(*args, **kwargs)
 
@@ -360,7 +419,12 @@ class HookedRootModule(nn.Module):
         if names is None:
             return [point for point in self.hook_points() if not point.on_demand]
         if callable(names):
-            chosen = [point for name, point in self.hook_dict.items() if names(name)]
+            spellings: dict[str, list[str]] = {name: [name] for name in self.hook_dict}
+            for alias, name in self.hook_aliases.items():
+                spellings[name].append(alias)
+            chosen = [
+                self.hook_dict[name] for name, known in spellings.items() if any(map(names, known))
+            ]
             if not chosen:
                 raise HookNameError("The predicate matches none of the hook points' names.")
             return chosen
@@ -489,31 +553,24 @@ class HookedRootModule(nn.Module):
     ) -> Generator[Self]:
         """Attach hooks for the length of a `with` block; afterwards `receipts` tells what they did.
 
-        On leaving, exactly the hooks of this block are removed (also after an exception), unless
-        `reset_hooks_end` is False.
+        On leaving, exactly the hooks of this block are removed, unless `reset_hooks_end` is False.
+        After an exception they are removed in any case.
 
         Raises:
             HookNameError: if a name selects nothing; nothing stays attached.
             HookNeverFired: if the model ran inside the block and a forward hook was never reached.
         """
         self.context_level += 1
-        level = self.context_level
         attached: list[_Attached] = []
         runs = self.forward_count
-        directions: tuple[Direction, Direction] = ("fwd", "bwd")
         try:
-            for direction, requests in zip(directions, (fwd_hooks, bwd_hooks), strict=True):
-                for name, hook in requests:
-                    attached.append(entry := _Attached(direction))
-                    for point in self.resolve(name):
-                        handle = self.check_and_add_hook(
-                            point, point.name or "", hook, direction, level=level
-                        )
-                        entry.pairs.append((point, handle))
+            self._attach(fwd_hooks, "fwd", attached)
+            self._attach(bwd_hooks, "bwd", attached)
             yield self
+            if self.forward_count > runs:
+                _check_that_all_fired(attached)
         except BaseException:
-            # The caller's own error must not be hidden by one about silent hooks.
-            runs = self.forward_count
+            reset_hooks_end = True
             raise
         finally:
             if reset_hooks_end:
@@ -522,16 +579,24 @@ class HookedRootModule(nn.Module):
                         point.remove(handle)
                 if clear_contexts:
                     self.clear_contexts()
+                self.is_caching = False
             self.context_level -= 1
             self.receipts = tuple(h.receipt for entry in attached for _, h in entry.pairs)
-        if self.forward_count > runs:
-            for entry in attached:
-                if entry.direction == "fwd" and not any(h.fired for _, h in entry.pairs):
-                    raise HookNeverFired(
-                        "The model ran but never reached "
-                        f"{', '.join([p.name or '' for p, _ in entry.pairs][:3])}; "
-                        "the hook there did nothing."
-                    )
+
+    def _attach(
+        self,
+        requests: Iterable[tuple[str | NamePredicate, HookFunction]],
+        direction: Direction,
+        attached: list[_Attached],
+    ) -> None:
+        """Attach at the present level, noting every handle at once in case a later one fails."""
+        for name, hook in requests:
+            attached.append(entry := _Attached(direction, hook))
+            for point in self.resolve(name):
+                handle = self.check_and_add_hook(
+                    point, point.name or "", hook, direction, level=self.context_level
+                )
+                entry.pairs.append((point, handle))
 
     def run_with_hooks(
         self,
@@ -568,7 +633,9 @@ class HookedRootModule(nn.Module):
     ) -> tuple[dict[str, Tensor], list[tuple[str, HookFunction]], list[tuple[str, HookFunction]]]:
         """Hooks that store detached activations (and gradients, under `name + "_grad"`).
 
-        Activations are stored by reference: later edits work on copies of their own.
+        Activations are stored by reference: later edits work on copies of their own. Of each name,
+        glob or predicate in `names_filter`, a run must reach at least one point, so that
+        "everything" may include parts that the run does not use.
 
         Returns:
             The dictionary they fill, the forward hooks, and the backward hooks.
@@ -577,18 +644,27 @@ class HookedRootModule(nn.Module):
 
         def keep(suffix: str, activation: Tensor, hook: HookPoint) -> None:
             kept = activation.detach().to(device)
-            if remove_batch_dim and kept.ndim and kept.shape[0] == 1:
+            if suffix:
+                kept = kept.clone()  # autograd may go on to sum into a gradient's memory
+            batched = hook.axes[:1] in ((), ("batch",))
+            if remove_batch_dim and batched and kept.ndim and kept.shape[0] == 1:
                 kept = kept[0]
             store[f"{hook.name}{suffix}"] = kept
 
-        names = [point.name or "" for point in self.resolve(names_filter)]
-        reader = _Reader(partial(keep, ""))
+        one = names_filter is None or callable(names_filter) or isinstance(names_filter, str)
+        readers: dict[str, HookFunction] = {}
+        for request in (names_filter,) if one else tuple(names_filter):
+            reader = _Reader(partial(keep, ""))
+            for point in self.resolve(request):
+                readers.setdefault(point.name or "", reader)
+        if not readers:
+            raise HookNameError("An empty list of names selects no hook point.")
         backward = _Reader(partial(keep, GRAD_SUFFIX))
         self.is_caching = True
         return (
             store,
-            [(name, reader) for name in names],
-            [(name, backward) for name in names] if incl_bwd else [],
+            list(readers.items()),
+            [(name, backward) for name in readers] if incl_bwd else [],
         )
 
     def add_caching_hooks(
@@ -634,20 +710,17 @@ class HookedRootModule(nn.Module):
         store, forward, backward = self.get_caching_hooks(
             names_filter, incl_bwd, device, remove_batch_dim
         )
-        # One request for each name, glob or predicate that was asked for: of a group at least one
-        # point must be reached, so that "everything" may include parts that this run does not use.
-        one = names_filter is None or callable(names_filter) or isinstance(names_filter, str)
-        groups = [names_filter] if one else list(names_filter)
-        reader = forward[0][1]
-        requests = [
-            ({point.name or "" for point in self.resolve(group)}.__contains__, reader)
-            for group in groups
-        ]
-        with self.hooks(requests, backward, reset_hooks_end, clear_contexts):
+        with self.hooks(forward, backward, reset_hooks_end, clear_contexts):
             output = self(*model_args, **model_kwargs)
             if incl_bwd:
                 output.backward()
         self.is_caching = not reset_hooks_end
+        if isinstance(output, Tensor):
+            # The caller may go on to edit the output in place; the cache keeps a copy of its own.
+            memory = output.untyped_storage().data_ptr()
+            for name, kept in store.items():
+                if kept.untyped_storage().data_ptr() == memory:
+                    store[name] = kept.clone()
         return output, store
 
     def cache_all(
@@ -657,8 +730,8 @@ class HookedRootModule(nn.Module):
         device: torch.device | str | None = None,
         remove_batch_dim: bool = False,  # noqa: FBT001, FBT002
     ) -> None:
-        """TransformerLens' old name for `add_caching_hooks` of everything."""
-        self.add_caching_hooks(lambda _: True, incl_bwd, device, remove_batch_dim, cache)
+        """TransformerLens' old name for `add_caching_hooks` of everything but on-demand points."""
+        self.add_caching_hooks(None, incl_bwd, device, remove_batch_dim, cache)
 
     def cache_some(
         self,

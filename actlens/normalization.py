@@ -36,8 +36,8 @@ class Affine:
     scale: Float[Tensor, "..."]
     unscale: Float[Tensor, "..."]
     offset: float = 0.0
-    """-1 for the modes that map a range to [-1, 1]. Folded into `shift`, it would be lost to rounding
-    where a range is zero: LeRobot maps such a constant to -1."""
+    """-1 for the modes that map a range to [-1, 1]. Folded into `shift`, it would be lost to
+    rounding where a range is zero: LeRobot maps such a constant to -1."""
 
     @classmethod
     def from_stats(
@@ -72,8 +72,8 @@ class Affine:
         }[mode]
         if missing := [name for name in needed if name not in stats]:
             raise CheckpointError(
-                f"{what}: {mode} needs {' and '.join(needed)}, but {', '.join(missing)} is missing; "
-                f"found {sorted(stats) or 'nothing'}."
+                f"{what}: {mode} needs {' and '.join(needed)}, but {', '.join(missing)} is "
+                f"missing; found {sorted(stats) or 'nothing'}."
             )
         for name in needed:
             if not torch.isfinite(stats[name]).all():
@@ -90,13 +90,13 @@ class Affine:
                 raise CheckpointError(f"{what}: std {high.min():g} cannot be divided by.")
             return cls(mode, low, high + eps, high)
         if (low > high).any():
-            raise CheckpointError(f"{what}: {needed[0]} lies above {needed[1]}: are they swapped?")
+            raise CheckpointError(f"{what}: {' lies above '.join(needed)}: are they swapped?")
         width = high - low
         positive = torch.where(width == 0, torch.full_like(width, eps), width)
         scale, unscale = (width + eps, width) if eps_in_every_range else (positive, positive)
         if (scale <= 0).any():
             raise CheckpointError(
-                f"{what}: {needed[0]} equals {needed[1]} and eps is {eps:g}: cannot be divided by."
+                f"{what}: {' equals '.join(needed)} and eps is {eps:g}: cannot be divided by."
             )
         return cls(mode, low, scale / 2, unscale / 2, offset=-1.0)
 

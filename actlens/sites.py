@@ -1,4 +1,4 @@
-"""Addresses of parts of activations: `decoder.0.mlp.hook_post[1234]`, `encoder.1.hook_resid_pre[state]`."""
+"""Addresses of parts of activations: `decoder.0.mlp.hook_post[5]`, `encoder.1.hook_out[state]`."""
 
 import re
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class Site:
 
 def _show(value: int | slice) -> str:
     if isinstance(value, slice):
-        return f"{'' if value.start is None else value.start}:{'' if value.stop is None else value.stop}"
+        return ":".join("" if end is None else str(end) for end in (value.start, value.stop))
     return str(value)
 
 
@@ -46,12 +46,12 @@ def split_address(address: str) -> tuple[str, str]:
 def parse_where(selectors: str, point: HookPoint, tokens: TokenMap) -> dict[str, int | slice]:
     """The index by axis name that the selectors of an address stand for.
 
-    `head=3`, `query=0:10`, `token=top[3,7]` name their axis. A bare token name (`state`,
-    `top[3,7]`, `top` for a whole camera) selects on the token axis (the attended one in attention
-    patterns), a bare number on the last axis (the neuron in `mlp.hook_post`).
+    `head=3`, `query=0:10`, `token=top[3,7]`, `joint=gripper` name their axis. A bare token name
+    (`state`, `top[3,7]`, `top` for a whole camera) selects on the token axis (the attended one in
+    attention patterns), a bare number on the last axis (the neuron in `mlp.hook_post`).
 
     Raises:
-        HookNameError: if an axis or token does not exist, or the text is not understood.
+        HookNameError: if an axis, token or joint does not exist, or the text is not understood.
     """
     where: dict[str, int | slice] = {}
     at = 0
@@ -79,7 +79,15 @@ def parse_where(selectors: str, point: HookPoint, tokens: TokenMap) -> dict[str,
             where[axis] = int(text)
         elif span:
             where[axis] = slice(*(int(x) if x else None for x in span.groups()))
-        else:
+        elif axis in _TOKEN_AXES:
             where[axis] = tokens.index(text)
+        elif axis == "joint" and text in tokens.config.joints:
+            where[axis] = tokens.config.joints.index(text)
+        else:
+            named = f" or one of {', '.join(tokens.config.joints)}" if axis == "joint" else ""
+            raise HookNameError(
+                f"{point.name}[{selectors}]: {text!r} is no index on axis {axis!r}: "
+                f"use a number or a span such as 0:10{named}."
+            )
     point.index(where)  # raises where an axis does not exist
     return where

@@ -2,11 +2,13 @@
 
 import re
 from dataclasses import dataclass
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from actlens.config import ACTConfig
 from actlens.errors import HookNameError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _PIXEL_TOKEN = re.compile(r"(?P<camera>\w+)\[(?P<row>\d+)\s*,\s*(?P<col>\d+)\]")
 
@@ -114,10 +116,9 @@ class TokenMap:
             raise HookNameError(
                 f"{address!r} lies outside the {rows}x{cols} token grid of {found['camera']}."
             )
-        raise HookNameError(
-            f"{address!r} is not a token: use {', '.join(self.names[: self.config.n_vector_tokens])}"
-            f"{''.join(f', {camera}[row,col]' for camera in self._groups)}."
-        )
+        known = [*self.names[: self.config.n_vector_tokens]]
+        known += [f"{camera}[row,col]" for camera in self._groups]
+        raise HookNameError(f"{address!r} is not a token: use {', '.join(known)}.")
 
     def pixels(self, index: int) -> PixelRect | None:
         """The cell of the camera image that a pixel token covers; None for other tokens."""
@@ -137,14 +138,19 @@ class TokenMap:
 
     def at_pixel(self, camera: str, y: float, x: float) -> int:
         """The index of the token whose cell contains the pixel (y down, x right)."""
-        rows, cols = self.grid(camera)
+        _, cols = self.grid(camera)
+        size = next(c for c in self.config.cameras if c.name == camera)
+        if not (0 <= y < size.height and 0 <= x < size.width):
+            raise HookNameError(
+                f"Pixel ({y:g}, {x:g}) lies outside camera {camera!r}, "
+                f"whose images are {size.height}x{size.width}."
+            )
         stride = 16 if self.config.dilation else 32
-        row, col = int(y // stride), int(x // stride)
-        if not (0 <= row < rows and 0 <= col < cols):
-            raise HookNameError(f"Pixel ({y:g}, {x:g}) lies outside camera {camera!r}.")
-        return self._groups[camera].start + row * cols + col
+        return self._groups[camera].start + int(y // stride) * cols + int(x // stride)
 
-    def frame(self) -> pd.DataFrame:
+    def frame(self) -> "pd.DataFrame":
         """One row per token: index, name, camera, row, col (missing where not a pixel)."""
+        import pandas as pd  # not with actlens: it takes as long to import as the rest together
+
         frame = pd.DataFrame([vars(token) for token in self.tokens])
         return frame.astype({"row": "Int64", "col": "Int64"})

@@ -1,0 +1,1 @@
+"""The network: every part of ACT, with its hook points."""

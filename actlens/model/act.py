@@ -14,6 +14,7 @@ from actlens.checkpoints.checkpoint import Checkpoint
 from actlens.config import ACTION_KEY, STATE_KEY, ACTConfig
 from actlens.errors import CheckpointError, SceneError
 from actlens.hooks import HookedRootModule, HookPoint, NamesFilter
+from actlens.model.action_queue import Clock, new_queue
 from actlens.model.attention import Attention
 from actlens.model.decoder import Decoder
 from actlens.model.embed import Embed, Inputs
@@ -36,8 +37,8 @@ class HookedACT(HookedRootModule):
         latent z ───► linear ─────┘                                │ keys, values
         zeros + query positions ─► decoder: self-attention ─► cross-attention ─► MLP ─► actions
 
-    On a CPU in float32 its outputs equal LeRobot's bit for bit. At inference z = 0; the CVAE encoder
-    (`vae`) runs only when an action chunk is given.
+    On a CPU in float32 its outputs equal LeRobot's bit for bit. At inference z = 0; the CVAE
+    encoder (`vae`) runs only when an action chunk is given.
 
     Attributes:
         config: the architecture.
@@ -71,7 +72,15 @@ class HookedACT(HookedRootModule):
             for parameter in part.parameters():
                 if parameter.dim() > 1 and parameter is not self.decoder.query_pos.weight:
                     nn.init.xavier_uniform_(parameter)
+        self.clock = Clock()
+        self._queue = new_queue(config)
         self.setup()
+
+    def setup(self) -> None:
+        """Name the hook points, and show each of them the rollout's clock."""
+        super().setup()
+        for point in self.hook_points():
+            point.clock = self.clock
 
     # ── from and to files ────────────────────────────────────────────────────────────────────
 
@@ -134,8 +143,7 @@ class HookedACT(HookedRootModule):
 
     def _restore_position_buffers(self) -> None:
         """Recompute what `to_empty` left undefined and no checkpoint stores."""
-        fresh = [m for m in Embed(replace(self.config), frozen_norm=True).named_buffers()]
-        for name, value in fresh:
+        for name, value in Embed(self.config, frozen_norm=True).named_buffers():
             if name.endswith(".pos"):
                 self.embed.get_buffer(name).copy_(value)
 
@@ -196,10 +204,18 @@ class HookedACT(HookedRootModule):
     def predict(
         self, inputs: Inputs, latent: Float[Tensor, "batch latent"] | None = None
     ) -> Actions:
-        """Normalised action chunks from prepared inputs: everything between the two normalisations."""
+        """Normalised action chunks from prepared inputs: all between the two normalisations.
+
+        Raises:
+            SceneError: if `latent` is not `batch latent`.
+        """
+        needed = (inputs.batch_size, self.config.latent_dim)
         if latent is None:
-            parameter = self.action_head.weight
-            latent = parameter.new_zeros(inputs.batch_size, self.config.latent_dim)
+            latent = self.action_head.weight.new_zeros(needed)
+        elif latent.shape != needed:
+            raise SceneError(f"The latent has shape {tuple(latent.shape)}; it must be {needed}.")
+        else:
+            latent = latent.to(self.action_head.weight, copy=True)
         tokens, pos = self.embed(inputs, latent)
         return self.decode(self.encoder(tokens, pos), pos)
 
@@ -209,6 +225,7 @@ class HookedACT(HookedRootModule):
         pos: Float[Tensor, "token d_model"],
     ) -> Actions:
         """Normalised action chunks from the encoder's output."""
+        self.forward_count += 1
         queries = self.ln_final(self.decoder(memory, pos))
         return self.hook_actions_normalized(self.action_head(queries))
 
@@ -221,14 +238,27 @@ class HookedACT(HookedRootModule):
     ) -> Actions:
         """Action chunks in dataset units from the stream entering encoder block `layer`.
 
-        With `layer` equal to the number of encoder layers, `resid` is what the decoder attends to.
+        With `layer` equal to the number of encoder layers, `resid` is what the decoder attends to
+        (`encoder.hook_out`, which fires).
         Hooks on what follows fire as in a whole forward; nothing before is computed.
+
+        Raises:
+            SceneError: if there is no such layer, or `resid` is not `batch token d_model`.
         """
-        self.forward_count += 1
+        needed = (self.config.n_tokens, self.config.d_model)
+        if resid.shape[1:] != needed:
+            raise SceneError(
+                f"resid has shape {tuple(resid.shape)}; this policy needs (batch, {needed[0]}, "
+                f"{needed[1]})."
+            )
+        if not 0 <= layer <= self.config.n_encoder_layers:
+            raise SceneError(
+                f"Runs resume at encoder layers 0..{self.config.n_encoder_layers}, not {layer}."
+            )
         # Token-major memory, so that the resumed run has the very bits of a whole one.
         resid = resid.transpose(0, 1).contiguous().transpose(0, 1)
         if layer == self.config.n_encoder_layers:
-            memory = resid
+            memory = self.encoder.hook_out(resid)
         else:
             memory = self.encoder(resid, pos, start=layer)
         return self.hook_actions(self.normalizer.unnormalize(ACTION_KEY, self.decode(memory, pos)))
@@ -242,17 +272,51 @@ class HookedACT(HookedRootModule):
         """Mean and log variance of z given demonstrated chunks in dataset units.
 
         Raises:
-            SceneError: if this policy has no CVAE encoder.
+            SceneError: if this policy has no CVAE encoder, or the chunks have another shape.
         """
         if not self.config.use_vae:
             raise SceneError("This policy was trained without a CVAE: it has no posterior.")
+        self.forward_count += 1
         action = action.to(self.action_head.weight)
         action = action[None] if action.ndim == 2 else action
+        needed = (inputs.batch_size, self.config.chunk, self.config.action_dim)
+        if action.shape != needed:
+            raise SceneError(f"The action has shape {tuple(action.shape)}; it must be {needed}.")
         if action_is_pad is None:
             action_is_pad = torch.zeros(action.shape[:2], dtype=torch.bool, device=action.device)
-        action_is_pad = action_is_pad.reshape(action.shape[:2]).to(action.device)
+        if action_is_pad.numel() != action[..., 0].numel():
+            raise SceneError(
+                f"action_is_pad has shape {tuple(action_is_pad.shape)}; it must be {needed[:2]}."
+            )
+        action_is_pad = action_is_pad.reshape(needed[:2]).to(action.device)
         action = self.normalizer.normalize(ACTION_KEY, action)
         return self.vae.posterior(action, action_is_pad, inputs.state)
+
+    # ── control ──────────────────────────────────────────────────────────────────────────────
+
+    def reset(self) -> None:
+        """Forget queued actions and restart the clock: call it before every episode."""
+        self._queue = new_queue(self.config)
+        self.clock.control_step = self.clock.inference_step = -1
+
+    @torch.no_grad()
+    def predict_action_chunk(self, observation: Observation | Scene) -> Actions:
+        """The whole chunk for each observation, in dataset units, in eval mode; as LeRobot's."""
+        self.eval()
+        return self(observation)
+
+    @torch.no_grad()
+    def select_action(self, observation: Observation | Scene) -> Float[Tensor, "batch joint"]:
+        """One action for this control step, in dataset units; as LeRobot's, tick by tick.
+
+        The network runs only when the queue is empty (always with temporal ensembling), so hooks
+        attached around a rollout fire at inference steps alone; `hook.clock` tells which.
+        """
+        self.clock.control_step += 1
+        if self._queue.needs_chunk:
+            self.clock.inference_step += 1
+            self._queue.push(self.predict_action_chunk(observation))
+        return self._queue.pop()
 
     # ── observations ─────────────────────────────────────────────────────────────────────────
 
@@ -262,29 +326,32 @@ class HookedACT(HookedRootModule):
         Raises:
             SceneError: naming the key, the shape it has and the shape it should have.
         """
+        entries = self.entries(observation)
+        images = tuple(
+            self._image(camera.key, entries[camera.key]) for camera in self.config.cameras
+        )
+        state = self._vector(entries, STATE_KEY)
+        env_state = self._vector(entries, self.config.env_state_key)
+        return Inputs(images, state, env_state, len(next(iter(entries.values()))))
+
+    def entries(self, observation: Observation | Scene) -> dict[str, Tensor]:
+        """What this policy reads of an observation: shapes checked, batched, otherwise as given.
+
+        Raises:
+            SceneError: naming the key, the shape it has and the shape it should have.
+        """
         found = observation.observation if isinstance(observation, Scene) else observation
-        config, weight = self.config, self.action_head.weight
-        images = []
-        for camera in config.cameras:
-            shape = (3, camera.height, camera.width)
-            image = self._entry(found, camera.key, shape)
-            if image.dtype == torch.uint8:
-                image = image.to(weight.device).to(weight.dtype) / 255
-            else:
-                image = image.to(weight)
-                low, high = image.min(), image.max()
-                if not (low >= 0 and high <= 1):
-                    raise SceneError(
-                        f"{camera.key}: float images must lie in 0..1, these span "
-                        f"{low.item():.3g}..{high.item():.3g}; pass uint8, or divide by 255."
-                    )
-            images.append(self.normalizer.normalize(camera.key, image))
-        state = self._vector(found, STATE_KEY, config.state_dim)
-        env_state = self._vector(found, config.env_state_key, config.env_state_dim)
-        sizes = {len(x) for x in (*images, state, env_state) if x is not None}
-        if len(sizes) != 1:
+        config = self.config
+        shapes = {camera.key: (3, camera.height, camera.width) for camera in config.cameras}
+        if config.state_dim is not None:
+            shapes[STATE_KEY] = (config.state_dim,)
+        if config.env_state_dim is not None:
+            shapes[config.env_state_key] = (config.env_state_dim,)
+        entries = {key: self._entry(found, key, shape) for key, shape in shapes.items()}
+        sizes = {key: len(value) for key, value in entries.items()}
+        if len(set(sizes.values())) > 1:
             raise SceneError(f"The observation's entries have different batch sizes: {sizes}.")
-        return Inputs(tuple(images), state, env_state, sizes.pop())
+        return entries
 
     def _entry(self, found: Mapping[str, Tensor], key: str, shape: tuple[int, ...]) -> Tensor:
         if key not in found:
@@ -306,10 +373,25 @@ class HookedACT(HookedRootModule):
             raise SceneError(f"{key} holds an empty batch.")
         return value
 
-    def _vector(self, found: Mapping[str, Tensor], key: str, dim: int | None) -> Tensor | None:
-        if dim is None:
+    def _image(self, key: str, image: Tensor) -> Tensor:
+        weight = self.action_head.weight
+        if image.dtype == torch.uint8:
+            return self.normalizer.normalize(key, image.to(weight.device).to(weight.dtype) / 255)
+        if not image.is_floating_point():
+            raise SceneError(f"{key} holds {image.dtype}; pass uint8, or floats in 0..1.")
+        image = image.to(weight, copy=True)  # what is cached must not follow the caller's edits
+        low, high = image.min(), image.max()
+        if not (low >= 0 and high <= 1):
+            raise SceneError(
+                f"{key}: float images must lie in 0..1, these span "
+                f"{low.item():.3g}..{high.item():.3g}; pass uint8, or divide by 255."
+            )
+        return self.normalizer.normalize(key, image)
+
+    def _vector(self, entries: Mapping[str, Tensor], key: str) -> Tensor | None:
+        if key not in entries:
             return None
-        value = self._entry(found, key, (dim,)).to(self.action_head.weight)
+        value = entries[key].to(self.action_head.weight, copy=True)
         if not torch.isfinite(value).all():
             raise SceneError(f"{key} holds NaN or infinite values.")
         return self.normalizer.normalize(key, value)
@@ -332,8 +414,9 @@ class HookedACT(HookedRootModule):
         Raises:
             SceneError: if `remove_batch_dim` is asked for with a batch larger than one.
         """
-        if remove_batch_dim and model_args:
-            size = self.prepare(model_args[0]).batch_size
+        if remove_batch_dim:
+            given = model_args[0] if model_args else model_kwargs["observation"]
+            size = self.prepare(given).batch_size
             if size != 1:
                 raise SceneError(f"remove_batch_dim needs a batch of one, this one has {size}.")
         output, store = super().run_with_cache(

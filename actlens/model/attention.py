@@ -13,7 +13,7 @@ from actlens.model.token_major import Linear
 
 
 class Attention(nn.Module):
-    """Multi-head attention with `nn.MultiheadAttention`'s parameters and TransformerLens' hook names.
+    """Multi-head attention: `nn.MultiheadAttention`'s parameters, TransformerLens' hook names.
 
     Args:
         query, key: what the query and key axes hold (`"token"`, `"query"`, …).

@@ -17,8 +17,9 @@ class DecoderBlock(nn.Module):
     """Self-attention among the queries, cross-attention to the tokens, MLP.
 
     `hook_normalized_resid_mid_cross`, alias `hook_action_vector`, is what the MLP reads: the action
-    vector after cross-attention. In the first block the stream starts at zero, so self-attention adds
-    values of a zero vector: its write is one constant of the weights, for every query and scene.
+    vector after cross-attention. In the first block the stream starts at zero, so self-attention
+    adds values of a zero vector: its write is one constant of the weights, for every query and
+    scene (under pre-norm the values are those of the norm's bias: a constant as well).
     """
 
     def __init__(self, config: ACTConfig):
@@ -29,27 +30,34 @@ class DecoderBlock(nn.Module):
         sizes = (config.d_model, config.n_heads, config.dropout)
         self.hook_resid_pre = HookPoint(stream)
         if config.pre_norm:
+            self.ln1 = LayerNorm(config.d_model, "query")
             self.hook_normalized_resid_pre = HookPoint(stream)
         self.attn = Attention(
             *sizes, query="query", key="query", pattern_axes=("query_q", "query_k")
         )
         self.hook_attn_out = HookPoint(stream)
         self.hook_resid_mid = HookPoint(stream)
-        self.ln1 = LayerNorm(config.d_model, "query")
+        if config.pre_norm:
+            self.ln2 = LayerNorm(config.d_model, "query")
+        else:
+            self.ln1 = LayerNorm(config.d_model, "query")
         self.hook_normalized_resid_mid = HookPoint(stream)
         self.cross_attn = Attention(
             *sizes, query="query", key="token", pattern_axes=("query", "token")
         )
         self.hook_cross_attn_out = HookPoint(stream)
         self.hook_resid_mid_cross = HookPoint(stream)
-        self.ln2 = LayerNorm(config.d_model, "query")
+        if config.pre_norm:
+            self.ln3 = LayerNorm(config.d_model, "query")
+        else:
+            self.ln2 = LayerNorm(config.d_model, "query")
         self.hook_normalized_resid_mid_cross = HookPoint(stream)
         self.hook_action_vector = self.hook_normalized_resid_mid_cross
         self.mlp = MLP(config, "query")
         self.hook_mlp_out = HookPoint(stream)
         self.hook_resid_post = HookPoint(stream)
-        self.ln3 = LayerNorm(config.d_model, "query")
         if not config.pre_norm:
+            self.ln3 = LayerNorm(config.d_model, "query")
             self.hook_normalized_resid_post = HookPoint(stream)
 
     def forward(

@@ -14,7 +14,7 @@ from actlens.model.backbone import STAGES, grid_position, resnet_trunk
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the network itself reads: normalised, batched, on the model's device and in its dtype."""
+    """What the network reads: normalised, batched, in the model's dtype and on its device."""
 
     images: tuple[Float[Tensor, "batch 3 height width"], ...]
     """One per camera, in the config's order; cameras may differ in size."""

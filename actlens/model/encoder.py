@@ -16,6 +16,7 @@ Tokens = Float[Tensor, "batch token d_model"]
 class EncoderBlock(nn.Module):
     """Self-attention and MLP over the tokens, post-norm (ACT's default) or pre-norm.
 
+    Modules are defined in the order in which they run, so hook points are listed as they fire.
     `hook_resid_*` are the raw sums. Post-norm carries the normalised sums
     (`hook_normalized_resid_mid`, `hook_normalized_resid_post`) on; pre-norm feeds
     `hook_normalized_resid_pre` to attention and `hook_normalized_resid_mid` to the MLP, and carries
@@ -29,6 +30,7 @@ class EncoderBlock(nn.Module):
         self.dropout = config.dropout
         self.hook_resid_pre = HookPoint(stream)
         if config.pre_norm:
+            self.ln1 = LayerNorm(config.d_model, position)
             self.hook_normalized_resid_pre = HookPoint(stream)
         self.attn = Attention(
             config.d_model,
@@ -40,13 +42,16 @@ class EncoderBlock(nn.Module):
         )
         self.hook_attn_out = HookPoint(stream)
         self.hook_resid_mid = HookPoint(stream)
-        self.ln1 = LayerNorm(config.d_model, position)
+        if config.pre_norm:
+            self.ln2 = LayerNorm(config.d_model, position)
+        else:
+            self.ln1 = LayerNorm(config.d_model, position)
         self.hook_normalized_resid_mid = HookPoint(stream)
         self.mlp = MLP(config, position)
         self.hook_mlp_out = HookPoint(stream)
         self.hook_resid_post = HookPoint(stream)
-        self.ln2 = LayerNorm(config.d_model, position)
         if not config.pre_norm:
+            self.ln2 = LayerNorm(config.d_model, position)
             self.hook_normalized_resid_post = HookPoint(stream)
 
     def forward(

@@ -11,7 +11,7 @@ from actlens.model.encoder import Encoder
 
 
 def sequence_position(length: int, d_model: int) -> Float[Tensor, "position d_model"]:
-    """The fixed 1-D sine positions of "Attention is all you need", computed in float64 as LeRobot's."""
+    """The fixed 1-D sine positions of "Attention is all you need", in float64 as LeRobot's."""
     exponent = 2 * (np.arange(d_model) // 2) / d_model
     table = np.arange(length)[:, None] / np.power(10000, exponent)
     table[:, 0::2] = np.sin(table[:, 0::2])
@@ -20,7 +20,7 @@ def sequence_position(length: int, d_model: int) -> Float[Tensor, "position d_mo
 
 
 class VAEEncoder(Encoder):
-    """Encoder blocks over `[cls, (state), action_0, action_1, …]`; runs only when actions are given."""
+    """Encoder blocks over `[cls, (state), action_0, …]`; runs only when actions are given."""
 
     pos: Tensor
 

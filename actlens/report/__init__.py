@@ -1,0 +1,1 @@
+"""Results -> console, HTML and pictures; computes nothing."""

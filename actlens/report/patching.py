@@ -1,0 +1,182 @@
+"""The console report of a patching run; computes nothing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.console import Group, RenderableType
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from actlens.patching import ALL_TOKENS, CHANGED, UNCHANGED, PatchingResult, Unit
+from actlens.scenes.untrusted import clean_text
+
+
+def _share(value: float) -> str:
+    return "–" if not np.isfinite(value) else f"{value:.2f}".replace("-0.00", "0.00")
+
+
+def _interval(row: pd.Series, column: str) -> str:
+    low, high = row[f"{column}_low"], row[f"{column}_high"]
+    return "" if not np.isfinite(low) else f"{_share(low)}…{_share(high)}"
+
+
+def _small(p: float) -> str:
+    if not np.isfinite(p):
+        return "–"
+    return "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0")
+
+
+def _header(result: PatchingResult, policy: str, facts: Sequence[tuple[str, str]]) -> Panel:
+    first = result.pairs[0]
+    lines = [
+        ("asked", f"which parts carry {result.differs_in}?"),
+        ("policy", policy),
+        (
+            "scenes",
+            f"{len(result.pairs)} pair{'s' * (len(result.pairs) > 1)}, "
+            f"e.g. {first.clean.address} (clean) and {first.corrupt.address} (corrupt) of "
+            f"{first.clean.source or 'the dataset'}",
+        ),
+        *((name, f"{_where(scene)}") for name, scene in (("", first.clean), ("", first.corrupt))),
+        (
+            "metric",
+            "share of the action difference brought back by patching one part "
+            "(0 nothing, 1 all), whole chunk, joints weighed by their spread",
+        ),
+        *facts,
+    ]
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="bold")
+    grid.add_column(overflow="fold")
+    for name, text in lines:
+        if text:
+            grid.add_row(name, Text(clean_text(text, limit=400)))
+    return Panel(grid, title="actlens · activation patching", title_align="left")
+
+
+def _where(scene) -> str:
+    labels = scene.labels
+    if "cube_x" not in labels or "cube_y" not in labels:
+        return ""
+    return f"  {scene.address}: cube at x {labels['cube_x']:.3f} m, y {labels['cube_y']:.3f} m"
+
+
+def _depth_table(result: PatchingResult, frame: pd.DataFrame) -> Table:
+    """Denoised share of groups of tokens at every depth: where the information sits."""
+    hooks = list(dict.fromkeys(p.hook for p in result.parts if p.unit is Unit.TOKEN))
+    title = "Where it sits: share restored by clean tokens, by depth (denoise)"
+    table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 1))
+    table.add_column("tokens", overflow="fold")
+    for depth in range(len(hooks)):
+        last = depth == len(hooks) - 1
+        table.add_column("output" if last else f"block {depth}", justify="right")
+    vectors = [p.label for p in result.parts if p.unit is Unit.TOKEN and "[" not in p.label]
+    groups = [p.label for p in result.parts if p.unit is Unit.GROUP]
+    for label in dict.fromkeys([*groups, *vectors]):
+        rows = frame[(frame.part == label) & frame.hook.isin(hooks)].set_index("hook")
+        style = "dim" if label == ALL_TOKENS else None
+        cells = [_share(rows.denoise.get(hook, np.nan)) for hook in hooks]
+        name = label.replace(CHANGED, "where the images differ").replace(UNCHANGED, "elsewhere")
+        table.add_row(Text(name), *cells, style=style)
+    return table
+
+
+def _ranked_table(title: str, rows: pd.DataFrame, *, with_null: bool) -> Table:
+    table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 1))
+    table.add_column("hook point", overflow="fold", ratio=1)
+    for column in ("denoise", "95 %", "noise", "null", "q"):
+        if with_null or column not in ("null", "q"):
+            table.add_column(column, justify="right", no_wrap=True)
+    for _, row in rows.iterrows():
+        name = row.hook if not row.part else f"{row.hook} [{row.part}]"
+        cells = [_share(row.denoise), _interval(row, "denoise"), _share(row.noise)]
+        if with_null:
+            cells += [_share(row.null), _small(row.q)]
+        table.add_row(Text(name), *cells)
+    return table
+
+
+def render_patching(
+    result: PatchingResult,
+    frame: pd.DataFrame,
+    *,
+    policy: str,
+    facts: Sequence[tuple[str, str]] = (),
+    files: Sequence[Path] = (),
+    next_steps: Sequence[str] = (),
+) -> RenderableType:
+    """The report: what was asked, where the difference sits, what carries it, and what to do next.
+
+    Args:
+        frame: `result.frame()`.
+        policy: one line that identifies the policy.
+        facts: further lines of the header (machine, calibration).
+        files: what was written.
+        next_steps: commands worth running now.
+    """
+    with_null = bool(result.null)
+    ranked = frame.sort_values("denoise", ascending=False, key=abs, kind="stable")
+    tokens = ranked[ranked.unit == Unit.TOKEN.value].groupby("hook", sort=False).head(3)
+    tokens = tokens.sort_values(["depth", "denoise"], ascending=[True, False])
+    heads = ranked[ranked.unit == Unit.HEAD.value].head(8)
+    sublayers = frame[frame.unit == Unit.SUBLAYER.value]
+    parts: list[RenderableType] = [
+        _header(result, policy, facts),
+        _depth_table(result, frame),
+        Text(),
+        _ranked_table("Single tokens, the strongest three at each depth", tokens, with_null=with_null),
+        Text(),
+        _ranked_table("Attention heads, the strongest eight", heads, with_null=with_null),
+        Text(),
+        _ranked_table("Whole sublayers", sublayers, with_null=with_null),
+        Text(),
+        Text(_footnote(result, frame)),
+    ]
+    if result.left_out:
+        worst = max(effect for _, effect in result.left_out)
+        parts.append(
+            Text(
+                f"! {len(result.left_out)} of {len(result.left_out) + len(result.pairs)} pairs left "
+                f"out: their two actions differ by at most {worst:.3g} (limit "
+                f"{result.options.min_effect:g}, root mean square in dataset units)",
+                style="yellow",
+            )
+        )
+    if files:
+        parts += [Text(), *(Text(f"  {path}") for path in files)]
+    if next_steps:
+        parts += [Text(), Text("next", style="bold"), *(Text(f"  {step}") for step in next_steps)]
+    return Group(*parts)
+
+
+def _footnote(result: PatchingResult, frame: pd.DataFrame) -> str:
+    n = len(result.pairs)
+    lines = [
+        "denoise: the clean activation put into the corrupt run (sufficient?). "
+        "noise: the corrupt one put into the clean run (necessary?)."
+    ]
+    if np.isfinite(frame.denoise_low).any():
+        lines.append(f"95 %: bootstrap over {n} independent pairs, 2,000 draws.")
+    else:
+        lines.append(f"no intervals: {n} pair{'s' * (n > 1)} cannot give any (5 are needed).")
+    if result.null:
+        tested = int(np.isfinite(frame.p).sum())
+        lines.append(
+            "null: the same part taken from a scene that agrees with the corrupt one in "
+            f"{clean_text(result.differs_in)} and differs otherwise. q: denoise against null, sign "
+            f"flips of pairs, Benjamini-Hochberg over {tested} parts; {n} pairs can give "
+            f"p >= {2 / 2**n:.2g}."
+        )
+    else:
+        lines.append("no null: these pairs have no unrelated donors.")
+    controls = frame[(frame.part == ALL_TOKENS) | (frame.hook == "decoder.0.hook_attn_out")]
+    whole = controls[controls.part == ALL_TOKENS].denoise
+    dead = controls[controls.part != ALL_TOKENS].denoise
+    lines.append(
+        f"controls: all tokens restore {whole.min():.4f}…{whole.max():.4f} (must be 1); "
+        f"decoder.0.hook_attn_out, a constant of the weights, {dead.abs().max():.1e} (must be 0)."
+    )
+    return " ".join(lines)

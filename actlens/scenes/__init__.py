@@ -1,0 +1,1 @@
+"""Scenes out of recorded demonstrations: datasets, clean/corrupt pairs, bundled data."""

@@ -1,0 +1,423 @@
+"""Train an ACT policy on a LeRobot dataset and write a folder that LeRobot itself can run.
+
+`python -m actlens.train --dataset so101-pick-cube --output-dir outputs/mine` reproduces the bundled
+policy. The loss is LeRobot's (masked L1 plus `kl_weight` times the KL divergence); batch norm is
+trained and then frozen into the buffers that every ACT checkpoint has. Every step draws from its own
+seed, so an interrupted run that resumes ends where an uninterrupted one would.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, UInt8
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from actlens.checkpoints import Checkpoint, save_checkpoint
+from actlens.config import ACTION_KEY, STATE_KEY, ACTConfig, Backbone
+from actlens.errors import CheckpointError, ConfigError
+from actlens.model.act import HookedACT
+from actlens.model.embed import Inputs
+from actlens.model.lerobot_names import from_lerobot
+from actlens.normalization import Affine, NormalizationMode, Normalizer
+from actlens.scenes.dataset import Dataset, open_dataset
+
+EPS = 1e-8
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+LOG_FILE = "training.jsonl"
+CONFIG_FILE = "train_config.json"
+STATE_FILE = "training_state.pt"
+POLICY_FOLDER = "pretrained_model"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train; defaults reproduce the bundled policies."""
+
+    dataset: str
+    """A bundled dataset's name, a LeRobotDataset or ALOHA folder, or a hub id."""
+    output_dir: Path
+    """Where checkpoints, the loss curve and `pretrained_model/` go."""
+    steps: int = 3000
+    batch_size: int = 8
+    lr: float = 3e-4
+    """Peak learning rate of AdamW, reached after `warmup` steps, falling over the last 40 %."""
+    warmup: int = 200
+    weight_decay: float = 1e-4
+    grad_clip: float = 10.0
+    kl_weight: float = 10.0
+    state_noise: float = 0.02
+    """Standard deviation of noise on the normalised state: keeps the policy from trusting it blindly."""
+    chunk: int = 50
+    """Control steps that one inference predicts."""
+    n_action_steps: int = 15
+    """Control steps that are carried out before the next inference."""
+    backbone: Backbone = Backbone.RESNET18
+    d_model: int = 256
+    n_heads: int = 8
+    d_mlp: int = 1024
+    n_encoder_layers: int = 3
+    n_decoder_layers: int = 1
+    use_vae: bool = True
+    n_vae_encoder_layers: int = 1
+    dropout: float = 0.1
+    downscale: int = 1
+    """Train on images shrunk by this whole factor: a cheap first stage to warm-start from."""
+    init_from: Path | None = None
+    """Warm start: a policy whose tensors of equal name and shape are taken over."""
+    seed: int = 0
+    save_every: float = 120.0
+    """Seconds between training checkpoints."""
+    log_every: int = 50
+    bf16: bool = True
+    """Compute in bfloat16 where autocast deems it safe; weights stay float32."""
+    half_weights: bool = True
+    """Write matrices as float16: half the size, and the policy is evaluated as written."""
+    resume: bool = True
+    """Go on from `output_dir` if it holds an unfinished run of the same configuration."""
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """A whole dataset in memory, frame after frame."""
+
+    images: tuple[UInt8[Tensor, "frame 3 height width"], ...]
+    state: Float[Tensor, "frame joint"] | None
+    action: Float[Tensor, "frame joint"]
+    last: np.ndarray
+    """For each frame, the index of its episode's last frame."""
+
+    def chunks(
+        self, frames: np.ndarray, length: int
+    ) -> tuple[Float[Tensor, "batch chunk joint"], Bool[Tensor, "batch chunk"]]:
+        """The actions that follow each frame, the last one repeated, and where they are padding."""
+        ahead = frames[:, None] + np.arange(length)
+        last = self.last[frames][:, None]
+        return self.action[np.minimum(ahead, last)], torch.from_numpy(ahead > last)
+
+
+def shrink(
+    frames: UInt8[np.ndarray, "frame 3 height width"], factor: int
+) -> UInt8[np.ndarray, "frame 3 small_height small_width"]:
+    """Average blocks of `factor` x `factor` pixels.
+
+    Raises:
+        ConfigError: if the size is not a multiple of the factor.
+    """
+    n, channels, height, width = frames.shape
+    if height % factor or width % factor:
+        raise ConfigError(f"Images of {height}x{width} cannot be shrunk {factor} times.")
+    blocks = frames.reshape(n, channels, height // factor, factor, width // factor, factor)
+    return (blocks.mean((3, 5), dtype=np.float32) + 0.5).astype(np.uint8)
+
+
+def load_training_data(dataset: Dataset, downscale: int, progress: Progress) -> TrainingData:
+    """Decode every video of a dataset into memory."""
+    task = progress.add_task("decoding videos", total=len(dataset.episodes))
+    images: list[list[np.ndarray]] = [[] for _ in dataset.cameras]
+    states, actions, last = [], [], []
+    count = 0
+    for episode in dataset.episodes:
+        for frames, camera in zip(images, dataset.cameras, strict=True):
+            frames.append(shrink(dataset.frames(episode.index, camera.key), downscale))
+        actions.append(dataset.actions(episode.index))
+        if dataset.state_names:
+            states.append(dataset.states(episode.index))
+        count += episode.length
+        last += [count - 1] * episode.length
+        progress.advance(task)
+    progress.remove_task(task)
+    return TrainingData(
+        tuple(torch.from_numpy(np.concatenate(frames)) for frames in images),
+        torch.from_numpy(np.concatenate(states)) if states else None,
+        torch.from_numpy(np.concatenate(actions)),
+        np.asarray(last),
+    )
+
+
+def statistics_of(data: TrainingData, dataset: Dataset) -> dict[str, dict[str, Tensor]]:
+    """Mean and standard deviation by feature; ImageNet's for images, as LeRobot trains."""
+    stats = {
+        camera.key: {
+            "mean": torch.tensor(IMAGENET_MEAN).view(3, 1, 1),
+            "std": torch.tensor(IMAGENET_STD).view(3, 1, 1),
+        }
+        for camera in dataset.cameras
+    }
+    for key, values in ((STATE_KEY, data.state), (ACTION_KEY, data.action)):
+        if values is not None:
+            double = values.double()
+            std = double.std(0, unbiased=False)
+            if (std < 1e-6).any():
+                still = [dataset.action_names[i] for i in (std < 1e-6).nonzero().flatten()]
+                raise ConfigError(f"{dataset.name}: {key} never changes in {', '.join(still)}.")
+            stats[key] = {"mean": double.mean(0).float(), "std": std.float()}
+    return stats
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Linear warm-up, constant, then a cosine fall over the last 40 % to 1 % of the peak."""
+    rise = min(1.0, (step + 1) / max(config.warmup, 1))
+    fall = max(0.0, (step / config.steps - 0.6) / 0.4)
+    return config.lr * rise * (0.505 + 0.495 * math.cos(math.pi * fall))
+
+
+def architecture(config: TrainConfig, dataset: Dataset) -> ACTConfig:
+    """The network that a training configuration asks for on a dataset."""
+    return ACTConfig(
+        cameras=tuple(
+            replace(c, height=c.height // config.downscale, width=c.width // config.downscale)
+            for c in dataset.cameras
+        ),
+        action_dim=len(dataset.action_names),
+        state_dim=len(dataset.state_names) or None,
+        chunk=config.chunk,
+        n_action_steps=config.n_action_steps,
+        backbone=config.backbone,
+        d_model=config.d_model,
+        n_heads=config.n_heads,
+        d_mlp=config.d_mlp,
+        n_encoder_layers=config.n_encoder_layers,
+        n_decoder_layers=config.n_decoder_layers,
+        use_vae=config.use_vae,
+        n_vae_encoder_layers=config.n_vae_encoder_layers,
+        dropout=config.dropout,
+        joints=dataset.action_names,
+    )
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The loss that is minimised and its parts: L1 per valid element (normalised), KL in nats."""
+
+    total: Tensor
+    l1: Tensor
+    kl: Tensor
+
+
+def losses(
+    model: HookedACT, data: TrainingData, frames: np.ndarray, config: TrainConfig
+) -> Losses:
+    """LeRobot's ACT loss on the given frames, in training mode; draws noise from torch's generator."""
+    action, is_pad = data.chunks(frames, config.chunk)
+    index = torch.from_numpy(frames)
+    normalize = model.normalizer.normalize
+    images = tuple(
+        normalize(camera.key, image[index].float() / 255).contiguous(
+            memory_format=torch.channels_last
+        )
+        for camera, image in zip(model.config.cameras, data.images, strict=True)
+    )
+    state = None
+    if data.state is not None:
+        state = normalize(STATE_KEY, data.state[index])
+        state = state + config.state_noise * torch.randn_like(state)
+    inputs = Inputs(images, state, None, len(frames))
+    target = normalize(ACTION_KEY, action)
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+        latent, kl = None, torch.zeros(())
+        if model.config.use_vae:
+            mu, log_var = (x.float() for x in model.vae.posterior(target, is_pad, state))
+            latent = mu + (log_var / 2).exp() * torch.randn_like(mu)
+            kl = (-0.5 * (1 + log_var - mu.square() - log_var.exp())).sum(-1).mean()
+        predicted = model.predict(inputs, latent).float()
+    l1 = (F.l1_loss(predicted, target, reduction="none") * ~is_pad[..., None]).mean()
+    return Losses(l1 + config.kl_weight * kl, l1.detach(), kl.detach())
+
+
+def batches(n_frames: int, config: TrainConfig, start: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Step numbers and their frames: shuffled epochs, a function of (seed, step) alone."""
+    per_epoch = max(n_frames // config.batch_size, 1)
+    order, epoch = np.arange(n_frames), -1
+    for step in range(start, config.steps):
+        if step // per_epoch != epoch:
+            epoch = step // per_epoch
+            order = np.random.default_rng([config.seed, epoch]).permutation(n_frames)
+        at = (step % per_epoch) * config.batch_size
+        yield step, order[at : at + config.batch_size]
+
+
+def to_checkpoint(
+    model: HookedACT, stats: Mapping[str, Mapping[str, Tensor]], config: TrainConfig
+) -> Checkpoint:
+    """The trained network as a LeRobot checkpoint: batch norm frozen, matrices in 16 bits."""
+    from actlens.checkpoints.architecture import expected_shapes
+
+    present = model.state_dict()
+    weights = {}
+    for name in expected_shapes(model.config):
+        value = present[from_lerobot(name)].detach().contiguous()
+        weights[name] = value.half() if config.half_weights and value.ndim > 1 else value.clone()
+    for name, value in weights.items():
+        if not torch.isfinite(value).all():
+            raise CheckpointError(f"{name} is not finite after training: lower the learning rate.")
+    return Checkpoint(
+        model.config,
+        weights,
+        affines(stats),
+        stats,
+        EPS,
+        raw_config={"type": "act", "kl_weight": config.kl_weight},
+        source=str(config.output_dir),
+    )
+
+
+def affines(stats: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Affine]:
+    """The normalisation of every feature from its mean and standard deviation."""
+    return {
+        key: Affine.from_stats(NormalizationMode.MEAN_STD, entries, eps=EPS, what=key)
+        for key, entries in stats.items()
+    }
+
+
+def _jsonable(config: TrainConfig) -> dict[str, object]:
+    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+
+
+def _replace_file(path: Path, write) -> None:
+    """Write beside the file and move into place: an interruption leaves the old one whole."""
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def _resume(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Load an unfinished run's state; the step to go on from."""
+    folder = config.output_dir
+    described = folder / CONFIG_FILE
+    asked = _jsonable(config)
+    if described.exists():
+        found = json.loads(described.read_text())
+        differing = sorted(
+            key
+            for key in asked.keys() | found.keys()
+            if asked.get(key) != found.get(key) and key not in ("resume", "save_every", "log_every")
+        )
+        if differing or not config.resume:
+            raise ConfigError(
+                f"{folder} holds another run (it differs in {', '.join(differing) or 'nothing'}): "
+                "choose another --output-dir."
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise ConfigError(f"{folder} holds something else: choose another --output-dir.")
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace_file(described, lambda path: path.write_text(json.dumps(asked, indent=2)))
+    if not (folder / STATE_FILE).exists():
+        return 0
+    saved = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    return int(saved["step"])
+
+
+def _warm_start(model: HookedACT, source: Path) -> int:
+    """Take over every tensor of equal name and shape; the number taken."""
+    donor = HookedACT.from_pretrained(source).state_dict()
+    own = model.state_dict()
+    taken = {k: v for k, v in donor.items() if k in own and own[k].shape == v.shape}
+    model.load_state_dict(taken, strict=False)
+    return len(taken)
+
+
+def train(config: TrainConfig, console: Console | None = None) -> Path:
+    """Train to the end (or go on from where a run stopped) and write the policy.
+
+    Returns:
+        The `pretrained_model` folder.
+
+    Raises:
+        ConfigError: if `output_dir` holds a different run, or the dataset cannot be learned from.
+    """
+    console = console or Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        dataset = open_dataset(config.dataset)
+        torch.manual_seed(config.seed)
+        model = HookedACT(architecture(config, dataset), frozen_norm=False).train()
+        model.embed.to(memory_format=torch.channels_last)
+        if config.init_from is not None:
+            console.print(f"warm start: {_warm_start(model, config.init_from)} tensors taken over")
+        optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay)
+        start = _resume(config, model, optimizer)
+        data = load_training_data(dataset, config.downscale, progress)
+        stats = statistics_of(data, dataset)
+        model.normalizer = Normalizer(affines(stats))
+        task = progress.add_task("training", total=config.steps, completed=start)
+        _loop(model, optimizer, data, config, start, progress, task)
+    folder = config.output_dir / POLICY_FOLDER
+    return save_checkpoint(to_checkpoint(model, stats, config), folder)
+
+
+def _loop(
+    model: HookedACT,
+    optimizer: torch.optim.Optimizer,
+    data: TrainingData,
+    config: TrainConfig,
+    start: int,
+    progress: Progress,
+    task,
+) -> None:
+    def save(step: int) -> None:
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+        _replace_file(config.output_dir / STATE_FILE, lambda path: torch.save(state, path))
+
+    began = saved_at = time.monotonic()
+    recent: list[Losses] = []
+    log = config.output_dir / LOG_FILE
+    for step, frames in batches(len(data.action), config, start):
+        torch.manual_seed(int(np.random.SeedSequence([config.seed, step]).generate_state(1)[0]))
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, config)
+        loss = losses(model, data, frames, config)
+        optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        optimizer.step()
+        recent.append(loss)
+        done = step + 1
+        if done % config.log_every == 0 or done == config.steps:
+            row = {
+                "step": done,
+                "l1": float(torch.stack([x.l1 for x in recent]).mean()),
+                "kl": float(torch.stack([x.kl for x in recent]).mean()),
+                "lr": learning_rate(step, config),
+                "seconds": round(time.monotonic() - began, 1),
+            }
+            recent = []
+            with log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            progress.update(task, description=f"training, L1 {row['l1']:.3f} KL {row['kl']:.3f}")
+        progress.update(task, completed=done)
+        if time.monotonic() - saved_at > config.save_every or done == config.steps:
+            save(done)
+            saved_at = time.monotonic()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line and train."""
+    import tyro
+
+    config = tyro.cli(TrainConfig, prog="python -m actlens.train", description=__doc__, args=argv)
+    console = Console()
+    folder = train(replace(config, output_dir=Path(config.output_dir)), console)
+    console.print(f"policy written to {folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""Runnable experiments: parse, call the library, show. `python -m experiments.NAME --help`."""
