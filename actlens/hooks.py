@@ -356,6 +356,7 @@ class HookedRootModule(nn.Module):
         self.is_caching = False
         self.context_level = 0
         self.forward_count = 0
+        """Runs that came to their end: only then do hooks that never fired mean something."""
         self.mod_dict: dict[str, nn.Module] = {}
         self.hook_dict: dict[str, HookPoint] = {}
         self.hook_aliases: dict[str, str] = {}
@@ -384,9 +385,15 @@ class HookedRootModule(nn.Module):
             self.hook_dict[name] = module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model; counted, so that a block knows whether its hooks had their chance."""
-        self.forward_count += 1
-        return super().__call__(*args, **kwargs)
+        """Run the model."""
+        before = self.forward_count
+        try:
+            output = super().__call__(*args, **kwargs)
+        except BaseException:
+            self.forward_count = before  # whatever part of it ran to its end
+            raise
+        self.forward_count = before + 1
+        return output
 
     def hook_points(self) -> Iterable[HookPoint]:
         """All hook points, in the order of definition."""

@@ -262,9 +262,7 @@ def sweep_pair(
             ]
             resid = start.cache[streams[layer]].expand(len(batch), -1, -1)
             with model.hooks(fwd_hooks=edits):
-                actions = model.normalizer.normalize(
-                    ACTION_KEY, model.resume(resid, start.pos, layer=layer)
-                )
+                actions = model.resume_normalized(resid, start.pos, layer=layer)
             shares = project(actions, start.actions, goal)
             which = [i for i, _ in batch]
             along[which] = shares.along.numpy(force=True)
@@ -272,10 +270,11 @@ def sweep_pair(
             output_change[which] = (actions - start.actions).abs().amax((-1, -2)).numpy(force=True)
             advance(len(batch))
     advance(n - sum(map(len, by_start.values())))
-    unscaled = (goal - start.actions) * model.normalizer.action_scale(ACTION_KEY)
-    return PairSweep(
-        along, moved, site_change, output_change, float(whole.total), float(rms(unscaled))
+    goal_units, start_units = (
+        model.normalizer.unnormalize(ACTION_KEY, chunk) for chunk in (goal, start.actions)
     )
+    effect = float(rms(goal_units - start_units))
+    return PairSweep(along, moved, site_change, output_change, float(whole.total), effect)
 
 
 @dataclass(frozen=True)

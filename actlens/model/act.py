@@ -225,9 +225,10 @@ class HookedACT(HookedRootModule):
         pos: Float[Tensor, "token d_model"],
     ) -> Actions:
         """Normalised action chunks from the encoder's output."""
-        self.forward_count += 1
         queries = self.ln_final(self.decoder(memory, pos))
-        return self.hook_actions_normalized(self.action_head(queries))
+        actions = self.hook_actions_normalized(self.action_head(queries))
+        self.forward_count += 1
+        return actions
 
     def resume(
         self,
@@ -237,6 +238,21 @@ class HookedACT(HookedRootModule):
         layer: int,
     ) -> Actions:
         """Action chunks in dataset units from the stream entering encoder block `layer`.
+
+        Raises:
+            SceneError: if there is no such layer, or `resid` is not `batch token d_model`.
+        """
+        normalized = self.resume_normalized(resid, pos, layer=layer)
+        return self.hook_actions(self.normalizer.unnormalize(ACTION_KEY, normalized))
+
+    def resume_normalized(
+        self,
+        resid: Float[Tensor, "batch token d_model"],
+        pos: Float[Tensor, "token d_model"],
+        *,
+        layer: int,
+    ) -> Actions:
+        """Normalised action chunks from the stream entering encoder block `layer`.
 
         With `layer` equal to the number of encoder layers, `resid` is what the decoder attends to
         (`encoder.hook_out`, which fires).
@@ -261,7 +277,7 @@ class HookedACT(HookedRootModule):
             memory = self.encoder.hook_out(resid)
         else:
             memory = self.encoder(resid, pos, start=layer)
-        return self.hook_actions(self.normalizer.unnormalize(ACTION_KEY, self.decode(memory, pos)))
+        return self.decode(memory, pos)
 
     def posterior(
         self,
@@ -276,7 +292,6 @@ class HookedACT(HookedRootModule):
         """
         if not self.config.use_vae:
             raise SceneError("This policy was trained without a CVAE: it has no posterior.")
-        self.forward_count += 1
         action = action.to(self.action_head.weight)
         action = action[None] if action.ndim == 2 else action
         needed = (inputs.batch_size, self.config.chunk, self.config.action_dim)
@@ -290,7 +305,9 @@ class HookedACT(HookedRootModule):
             )
         action_is_pad = action_is_pad.reshape(needed[:2]).to(action.device)
         action = self.normalizer.normalize(ACTION_KEY, action)
-        return self.vae.posterior(action, action_is_pad, inputs.state)
+        parameters = self.vae.posterior(action, action_is_pad, inputs.state)
+        self.forward_count += 1
+        return parameters
 
     # ── control ──────────────────────────────────────────────────────────────────────────────
 

@@ -183,7 +183,8 @@ def open_dataset(source: str | Path, *, revision: str | None = None) -> Dataset:
         UnsafeFileError: if the dataset's files point out of its folder.
     """
     root = dataset_folder(source, revision=revision)
-    name = clean_text(root.name if root == Path(source) else source)
+    is_folder = root == Path(source).expanduser()
+    name = clean_text(root.resolve().name if is_folder else source)
     if (root / "meta" / "info.json").is_file():
         return _lerobot(root, name)
     if any(EPISODE_FILE.fullmatch(path.name) for path in root.iterdir()):

@@ -29,8 +29,10 @@ class VideoSettings:
             "crf": str(self.crf),
             "preset": self.preset,
             "threads": "1",
-            # Without psychovisual tricks, which spend bits on looking sharp instead of being right.
-            "x264-params": "no-psy=1:keyint=infinite:scenecut=0:open-gop=0"
+            # Without psychovisual tricks, which spend bits on looking sharp instead of being right;
+            # and the same bytes on every processor: x264's fastest code for AVX-512 differs from
+            # run to run, about once in two hundred.
+            "x264-params": "no-psy=1:cpu-independent=1:keyint=infinite:scenecut=0:open-gop=0"
             ":colormatrix=smpte170m:range=tv",
         }
 

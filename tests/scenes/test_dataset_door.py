@@ -45,6 +45,8 @@ def test_a_folder_is_opened_where_it_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert open_dataset("./tiny").name == "tiny"
     assert open_dataset(tmp_path / "tiny").name == "tiny"
+    monkeypatch.chdir("tiny")
+    assert open_dataset(".").name == "tiny"
 
 
 def test_a_repository_recorded_with_lerobot_is_used_where_it_lies(empty_homes, snapshots):

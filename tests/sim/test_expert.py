@@ -1,5 +1,7 @@
 """The scripted expert lifts the cube everywhere on the table."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -36,7 +38,7 @@ def test_it_lifts_the_cube_from_a_thousand_starts(physics):
 def test_the_phases_follow_one_another_and_fill_the_episode():
     assert PHASES[0].first == 0
     assert PHASES[-1].last == STEPS - 1
-    for before, after in zip(PHASES, PHASES[1:], strict=False):
+    for before, after in itertools.pairwise(PHASES):
         assert after.first == before.last + 1
     assert [phase.name for phase in PHASES] == ["hover", "descend", "settle", "close", "lift"]
 

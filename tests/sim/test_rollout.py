@@ -57,7 +57,7 @@ def test_arrays_hold_the_start_and_every_step(physics):
 
 
 def test_a_miss_is_measured_in_millimetres(physics):
-    result = play(physics, CUBE + [-0.04, 0.03])
+    result = play(physics, CUBE + np.array([-0.04, 0.03]))
     assert not result.success
     assert result.tip_error_mm == pytest.approx(50.0, abs=2.0)
 
