@@ -50,7 +50,7 @@ class Camera:
 
     @property
     def name(self) -> str:
-        """The short name used in hook points and token addresses: `observation.images.top` -> `top`."""
+        """The short name in hook points and tokens: `observation.images.top` -> `top`."""
         return self.key.removeprefix(IMAGE_PREFIX).removeprefix("observation.").replace(".", "_")
 
 
@@ -138,7 +138,9 @@ class ACTConfig:
         if len(self.joints) != self.action_dim:
             found.append(f"{len(self.joints)} joint names for {self.action_dim} action dimensions.")
         if not 1 <= self.n_action_steps <= self.chunk:
-            found.append(f"n_action_steps must lie in 1..chunk={self.chunk}, got {self.n_action_steps}.")
+            found.append(
+                f"n_action_steps must lie in 1..chunk={self.chunk}, got {self.n_action_steps}."
+            )
         if self.temporal_ensemble_coeff is not None and self.n_action_steps != 1:
             found.append(
                 "temporal ensembling queries the policy at every step: n_action_steps must be 1, "
@@ -148,9 +150,13 @@ class ACTConfig:
             found.append(f"dropout must lie in [0, 1), got {self.dropout}.")
         names = [camera.name for camera in self.cameras]
         for name in names:
-            if not name.isidentifier() or name.startswith("hook_") or name in _RESERVED_CAMERA_NAMES:
+            if (
+                not name.isidentifier()
+                or name.startswith("hook_")
+                or name in _RESERVED_CAMERA_NAMES
+            ):
                 found.append(
-                    f"camera {name!r} cannot name a hook point: use letters, digits and underscores, "
+                    f"camera {name!r} cannot name a hook point: use letters, digits, underscores, "
                     f"not hook_… or {sorted(_RESERVED_CAMERA_NAMES)}."
                 )
         if len(set(names)) < len(names):

@@ -28,8 +28,8 @@ class MatmulChoice:
 def calibrate(*, rows: int = 2048, d_in: int = 256, d_out: int = 1024) -> MatmulChoice:
     """Time one linear layer under both settings and compare both with float64.
 
-    "medium" is taken if it is at least a tenth faster and at most three times as far from float64 as
-    the default, whose own error is a few units of rounding.
+    "medium" is taken if it is at least a tenth faster and at most three times as far from float64
+    as the default, whose own error is a few units of rounding.
     """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(rows, d_in, generator=generator)

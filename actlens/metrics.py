@@ -23,7 +23,7 @@ class Projection:
 
     @property
     def share(self) -> Float[Tensor, "*batch"]:
-        """The restored share R: 0 = nothing happened, 1 = the target's actions; may leave [0, 1]."""
+        """The restored share: 0 = nothing happened, 1 = the target's actions; may leave [0, 1]."""
         return self.along / self.total
 
     @property
@@ -42,7 +42,9 @@ def project(moved: Chunks, start: Chunks, target: Chunks) -> Projection:
     """
     delta, goal = moved - start, target - start
     inner = lambda a, b: (a * b).sum((-1, -2), dtype=torch.float64)
-    return Projection(inner(delta, goal), inner(goal, goal).expand_as(inner(delta, delta)), inner(delta, delta))
+    return Projection(
+        inner(delta, goal), inner(goal, goal).expand_as(inner(delta, delta)), inner(delta, delta)
+    )
 
 
 def rms(difference: Chunks) -> Float[Tensor, "*batch"]:

@@ -1,11 +1,11 @@
 """Activation patching between two scenes: which parts carry what differs between them?
 
 Every part is patched by itself. Many patches share one forward: they resume at the stream entering
-the part's encoder block, one batch row per patch, so that nothing before the block is computed again.
+the part's encoder block, one batch row per patch, so that nothing before it is computed again.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 
@@ -105,9 +105,7 @@ def parts_of(model: HookedACT) -> tuple[Part, ...]:
 
 
 def _heads(hook: str, resume_at: int, n_heads: int) -> list[Part]:
-    return [
-        Part(hook, Unit.HEAD, resume_at, f"head {head}", head=head) for head in range(n_heads)
-    ]
+    return [Part(hook, Unit.HEAD, resume_at, f"head {head}", head=head) for head in range(n_heads)]
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ class SweepOptions:
     image_tolerance: int = 24
     """Largest channel difference (of 255) at which two pixels still count as the same."""
     min_effect: float = 1.0
-    """Pairs whose actions differ by less (root mean square, dataset units) are left out, counted."""
+    """Pairs whose actions differ by less (root mean square, dataset units) are left out."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,9 @@ def _run(model: HookedACT, scene: Scene, hooks: Iterable[str]) -> _Run:
     names = [*hooks, "embed.hook_pos", "hook_actions_normalized"]
     _, cache = model.run_with_cache(scene, names_filter=list(dict.fromkeys(names)))
     activations = dict(cache.activations)
-    return _Run(activations["hook_actions_normalized"][0], activations, activations["embed.hook_pos"])
+    return _Run(
+        activations["hook_actions_normalized"][0], activations, activations["embed.hook_pos"]
+    )
 
 
 def differing_tokens(
@@ -178,9 +178,7 @@ def _as_bytes(image: Tensor) -> Tensor:
     return image.int() if image.dtype == torch.uint8 else (image * 255).round().int()
 
 
-def _token_groups(
-    model: HookedACT, pair: ScenePair, tolerance: int
-) -> dict[str, list[int]]:
+def _token_groups(model: HookedACT, pair: ScenePair, tolerance: int) -> dict[str, list[int]]:
     groups = {ALL_TOKENS: list(range(len(model.tokens)))}
     for camera, cells in differing_tokens(model, pair, tolerance).items():
         first = model.tokens.camera(camera).start
@@ -291,7 +289,7 @@ class PatchingResult:
     pairs: tuple[ScenePair, ...]
     """The pairs that were patched, in the order of the sweeps."""
     left_out: tuple[tuple[ScenePair, float], ...]
-    """Pairs whose actions differ too little to be restored, with that difference (dataset units)."""
+    """Pairs whose actions differ too little to be restored, with that difference."""
     differs_in: str
     cameras: dict[str, tuple[int, int]]
     """Token grid (rows, columns) by camera name."""
@@ -299,7 +297,7 @@ class PatchingResult:
     seed: int = 0
 
     def per_pair(self) -> pd.DataFrame:
-        """One row per direction (and the null), pair and part: restored share, off-axis, receipts."""
+        """One row per direction (and null), pair and part: restored share, off-axis, receipts."""
         rows = []
         runs = [(direction.value, sweeps) for direction, sweeps in self.sweeps.items()]
         for name, sweeps in [*runs, ("null", self.null)]:
@@ -349,7 +347,11 @@ class PatchingResult:
         return table
 
     def heatmap(
-        self, camera: str, hook: str, direction: Direction = Direction.DENOISE, pair: int | None = None
+        self,
+        camera: str,
+        hook: str,
+        direction: Direction = Direction.DENOISE,
+        pair: int | None = None,
     ) -> Float[np.ndarray, "row col"]:
         """Restored share of every token of one camera at one hook point, pooled or of one pair."""
         chosen = [
@@ -438,8 +440,8 @@ def patch_pairs(
     if not kept:
         raise SceneError(
             f"The two actions of {'the pair' if len(pairs) == 1 else f'all {len(pairs)} pairs'} "
-            f"differ by less than {options.min_effect:g} (largest {max(effects, default=0):.3g}), so "
-            "there is nothing to restore: choose scenes that differ more, or lower min_effect."
+            f"differ by less than {options.min_effect:g} (largest {max(effects, default=0):.3g}), "
+            "so there is nothing to restore: choose scenes that differ more, or lower min_effect."
         )
     with_null = all(pair.unrelated_corrupt is not None for pair in kept)
     parts = parts_of(model)

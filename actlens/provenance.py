@@ -91,7 +91,7 @@ def _module_and_flags() -> list[str]:
 
 def _relative(argument: str) -> str:
     """Home and working folder taken out of an argument."""
-    for folder in (os.getcwd(), str(Path.home())):
+    for folder in (str(Path.cwd()), str(Path.home())):
         argument = argument.replace(folder + os.sep, "")
     return argument
 
@@ -111,4 +111,4 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON beside the target and move it into place."""
     temporary = path.with_suffix(path.suffix + ".tmp")
     temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False))
-    os.replace(temporary, path)
+    temporary.replace(path)

@@ -74,8 +74,8 @@ def stack(scenes: Sequence[Scene]) -> dict[str, Tensor]:
             a, b = first.get(key), scene.observation.get(key)
             if a is None or b is None or a.shape != b.shape:
                 raise SceneError(
-                    f"Scenes {scenes[0].address} and {scene.address} cannot share a batch: {key} is "
-                    f"{'absent' if a is None else tuple(a.shape)} in one and "
+                    f"Scenes {scenes[0].address} and {scene.address} cannot share a batch: {key} "
+                    f"is {'absent' if a is None else tuple(a.shape)} in one and "
                     f"{'absent' if b is None else tuple(b.shape)} in the other."
                 )
     return {key: torch.stack([scene.observation[key] for scene in scenes]) for key in first}

@@ -1,4 +1,4 @@
-"""Intervals, nulls and multiple comparison over independent episodes (or scene pairs), never frames."""
+"""Intervals, nulls and multiple comparison over independent episodes or pairs, never frames."""
 
 from dataclasses import dataclass
 

@@ -2,13 +2,12 @@
 
 `python -m actlens.train --dataset so101-pick-cube --output-dir outputs/mine` reproduces the bundled
 policy. The loss is LeRobot's (masked L1 plus `kl_weight` times the KL divergence); batch norm is
-trained and then frozen into the buffers that every ACT checkpoint has. Every step draws from its own
-seed, so an interrupted run that resumes ends where an uninterrupted one would.
+trained and then frozen into the buffers that every ACT checkpoint has. Every step draws from its
+own seed, so an interrupted run that resumes ends where an uninterrupted one would.
 """
 
 import json
 import math
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -57,7 +56,7 @@ class TrainConfig:
     grad_clip: float = 10.0
     kl_weight: float = 10.0
     state_noise: float = 0.02
-    """Standard deviation of noise on the normalised state: keeps the policy from trusting it blindly."""
+    """Standard deviation of noise on the normalised state, so that it is not trusted blindly."""
     chunk: int = 50
     """Control steps that one inference predicts."""
     n_action_steps: int = 15
@@ -73,6 +72,8 @@ class TrainConfig:
     dropout: float = 0.1
     downscale: int = 1
     """Train on images shrunk by this whole factor: a cheap first stage to warm-start from."""
+    freeze_norm: bool = False
+    """Keep the batch norms of `init_from` frozen, as every ACT checkpoint has them at inference."""
     init_from: Path | None = None
     """Warm start: a policy whose tensors of equal name and shape are taken over."""
     seed: int = 0
@@ -205,10 +206,8 @@ class Losses:
     kl: Tensor
 
 
-def losses(
-    model: HookedACT, data: TrainingData, frames: np.ndarray, config: TrainConfig
-) -> Losses:
-    """LeRobot's ACT loss on the given frames, in training mode; draws noise from torch's generator."""
+def losses(model: HookedACT, data: TrainingData, frames: np.ndarray, config: TrainConfig) -> Losses:
+    """LeRobot's ACT loss on the given frames; draws noise from torch's generator."""
     action, is_pad = data.chunks(frames, config.chunk)
     index = torch.from_numpy(frames)
     normalize = model.normalizer.normalize
@@ -288,7 +287,7 @@ def _replace_file(path: Path, write) -> None:
     """Write beside the file and move into place: an interruption leaves the old one whole."""
     temporary = path.with_suffix(path.suffix + ".tmp")
     write(temporary)
-    os.replace(temporary, path)
+    temporary.replace(path)
 
 
 def _resume(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -338,6 +337,8 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     Raises:
         ConfigError: if `output_dir` holds a different run, or the dataset cannot be learned from.
     """
+    if config.freeze_norm and config.init_from is None:
+        raise ConfigError("--freeze-norm needs --init-from: untrained norms would stay untrained.")
     console = console or Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -348,11 +349,13 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     with Progress(*columns, console=console) as progress:
         dataset = open_dataset(config.dataset)
         torch.manual_seed(config.seed)
-        model = HookedACT(architecture(config, dataset), frozen_norm=False).train()
+        model = HookedACT(architecture(config, dataset), frozen_norm=config.freeze_norm).train()
         model.embed.to(memory_format=torch.channels_last)
         if config.init_from is not None:
             console.print(f"warm start: {_warm_start(model, config.init_from)} tensors taken over")
-        optimizer = torch.optim.AdamW(model.parameters(), config.lr, weight_decay=config.weight_decay)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), config.lr, weight_decay=config.weight_decay
+        )
         start = _resume(config, model, optimizer)
         data = load_training_data(dataset, config.downscale, progress)
         stats = statistics_of(data, dataset)

@@ -1,8 +1,8 @@
 """Which camera patches, layers and heads carry what differs between two scenes?
 
 Without arguments: the bundled policy, pairs of scenes in which only the cube moved, every token at
-every depth of the encoder, every head and every sublayer, in both directions. With LeRobot's own flags
-it runs on your checkpoint and data:
+every depth of the encoder, every head and every sublayer, in both directions. With LeRobot's own
+flags it runs on your checkpoint and data:
 
     python -m experiments.patching --policy.path=you/act_so101 --dataset.root=data/so101 \\
         --scene-a 3:0 --scene-b 7:0
@@ -89,7 +89,9 @@ def choose_pairs(config: Config, model: HookedACT) -> tuple[ScenePair, ...]:
     named = (config.scene_a, config.scene_b)
     if config.dataset.root is None and config.dataset.repo_id is None:
         if any(named):
-            raise SceneError("--scene-a and --scene-b name frames of a dataset: add --dataset.root=…")
+            raise SceneError(
+                "--scene-a and --scene-b name frames of a dataset: add --dataset.root=…"
+            )
         pairs = load_pairs(BUNDLED_PAIRS)
         needed = {camera.key for camera in model.config.cameras}
         if not needed <= pairs[0].clean.observation.keys():
@@ -180,9 +182,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, write, show."""
     import tyro
 
-    config = tyro.cli(
-        Config, prog="python -m experiments.patching", description=__doc__, args=argv
-    )
+    config = tyro.cli(Config, prog="python -m experiments.patching", description=__doc__, args=argv)
     progress = Console(stderr=True)
     try:
         result, model, origin = run(config, progress)
@@ -200,7 +200,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = json.loads(frame.to_json(orient="records"))
         sys.stdout.write(json.dumps({"sites": rows, "provenance": origin}) + "\n")
         return 0
-    took = f"{origin['patches']:,} patches in {origin['seconds']:.0f} s, {origin['threads']} threads"
+    took = (
+        f"{origin['patches']:,} patches in {origin['seconds']:.0f} s, {origin['threads']} threads"
+    )
     Console().print(
         render_patching(
             result,

@@ -1,8 +1,8 @@
 """A policy whose patching map is known exactly: the state reaches the action through a relay.
 
-state token --(encoder block 0, head 0, values)--> env token --(decoder, head 0)--> action. The decoder
-never attends to the state token, yet all of the action's dependence on the state comes from it. The
-environment token's own content reaches the action too.
+state token --(encoder block 0, head 0, values)--> env token --(decoder, head 0)--> action. The
+decoder never attends to the state token, yet all of the action's dependence on the state comes
+from it. The environment token's own content reaches the action too.
 """
 
 import torch

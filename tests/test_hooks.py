@@ -336,9 +336,9 @@ def test_the_callers_own_error_is_not_replaced_by_one_about_silent_hooks(toy, x)
 
 
 def test_a_run_that_broke_off_does_not_make_later_hooks_silent(toy, x):
-    with toy.hooks(fwd_hooks=[("blocks.0.hook_in", raise_stop), ("hook_total", double)]):
-        with pytest.raises(Stop):
-            toy(x)
+    requests = [("blocks.0.hook_in", raise_stop), ("hook_total", double)]
+    with toy.hooks(fwd_hooks=requests), pytest.raises(Stop):
+        toy(x)
     assert [r.fired for r in toy.receipts] == [1, 0]
 
 

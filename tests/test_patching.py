@@ -1,4 +1,4 @@
-"""The sweep against a planted circuit, the naive loop, and the identities that must hold exactly."""
+"""The sweep against a planted circuit, the naive loop, and identities that must hold."""
 
 import numpy as np
 import pytest

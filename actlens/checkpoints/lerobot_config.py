@@ -406,14 +406,25 @@ def to_lerobot_json(
         "n_obs_steps": 1,
         "input_features": inputs | _unused(raw, "input_features", inputs),
         "output_features": outputs | _unused(raw, "output_features", outputs),
-        "normalization_mapping": raw.get("normalization_mapping", {})
-        | {kind.value: mode.value for kind, mode in modes.items()},
+        "normalization_mapping": _mapping(modes, raw.get("normalization_mapping", {})),
     }
     for field_name, field in _ARCHITECTURE.items():
         written[field_name] = getattr(config, field.name)
     # Without this, LeRobot would first download the backbone it started the training from.
     carried.setdefault("pretrained_backbone_weights", None)
     return carried | written
+
+
+def _mapping(
+    modes: Mapping[FeatureKind, NormalizationMode], original: Mapping[str, str]
+) -> dict[str, str]:
+    """`normalization_mapping`; a kind it does not name has the mode IDENTITY."""
+    said = {
+        kind.value: mode.value
+        for kind, mode in modes.items()
+        if mode is not NormalizationMode.IDENTITY or kind in original
+    }
+    return {**original, **said}
 
 
 def _feature_tables(config: ACTConfig) -> tuple[dict[str, Any], dict[str, Any]]:

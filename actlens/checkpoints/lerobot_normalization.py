@@ -367,4 +367,10 @@ def read_buffers(
             problems.append(str(error))
     if problems:
         raise CheckpointError("\n".join(problems))
-    return Normalization(affines, statistics, _BUFFER_EPS)
+    notes = ()
+    if any(affine.mode is NormalizationMode.MIN_MAX for affine in affines.values()):
+        notes = (
+            "LeRobot up to 0.3.3 adds 1e-8 to every MIN_MAX range and later releases do not: a copy "
+            "saved for them normalises a range of width w by 1e-8 / w differently.",
+        )
+    return Normalization(affines, statistics, _BUFFER_EPS, notes=notes)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -28,7 +29,7 @@ from actlens.checkpoints.sidecar import SIDECAR_FILE, Sidecar, is_ours
 from actlens.checkpoints.weights import require_equal, require_finite
 from actlens.config import ACTION_KEY, STATE_KEY, ACTConfig
 from actlens.errors import CheckpointError
-from actlens.normalization import NormalizationMode
+from actlens.normalization import Affine, NormalizationMode
 
 _PREPROCESSOR_STATE = "policy_preprocessor_step_3_normalizer_processor.safetensors"
 _POSTPROCESSOR_STATE = "policy_postprocessor_step_0_unnormalizer_processor.safetensors"
@@ -141,7 +142,33 @@ def _modes_by_kind(checkpoint: Checkpoint) -> dict[FeatureKind, NormalizationMod
                 f"{key!r} is normalised by {mode}, another {kind} feature by {modes[kind]}; "
                 "LeRobot's files since 2025 hold one mode for all of a kind."
             )
+        if mode is not NormalizationMode.IDENTITY:
+            _require_written_by(checkpoint, key)
     return modes
+
+
+def _require_written_by(checkpoint: Checkpoint, key: str) -> None:
+    """Refuse a map that its statistics, which are what is written, do not give.
+
+    The absolute tolerance is the epsilon that LeRobot up to 0.3.3 added to every range.
+    """
+    affine = checkpoint.normalization[key]
+    statistics = {
+        name: tensor.reshape(affine.shift.shape)
+        for name, tensor in checkpoint.statistics[key].items()
+        if tensor.numel() == affine.shift.numel()
+    }
+    written = Affine.from_stats(affine.mode, statistics, eps=checkpoint.eps, what=repr(key))
+    pairs = (
+        (affine.shift, written.shift),
+        (affine.scale, written.scale),
+        (affine.unscale, written.unscale),
+    )
+    if not all(torch.allclose(a, b, rtol=1e-6, atol=1e-8) for a, b in pairs):
+        raise CheckpointError(
+            f"the normalisation of {key!r} is not what its statistics say, and LeRobot's files hold "
+            "statistics only; change both."
+        )
 
 
 def _preprocessor(checkpoint: Checkpoint, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Which action of which inference is carried out at a control step: LeRobot's queue and ensemble."""
+"""Which inference's action is carried out at a control step: LeRobot's queue and ensemble."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ Action = Float[Tensor, "batch joint"]
 class Clock:
     """Where a rollout stands; hooks read it as `hook.clock`.
 
-    Most control steps are answered from the queue: the network, and with it every hook, runs only at
-    inference steps. Both count from 0 after `reset`; -1 means that none has happened.
+    Most control steps are answered from the queue: the network, and with it every hook, runs only
+    at inference steps. Both count from 0 after `reset`; -1 means that none has happened.
     """
 
     control_step: int = -1
@@ -49,8 +49,8 @@ class ActionQueue:
 class TemporalEnsemble:
     """The weighted mean of every inference's action for a control step (Zhao et al. 2023, alg. 2).
 
-    The i-th oldest prediction has weight exp(-coefficient * i). Kept as a running mean, in LeRobot's
-    order of operations, so that rounding agrees with it.
+    The i-th oldest prediction has weight exp(-coefficient * i). Kept as a running mean, in
+    LeRobot's order of operations, so that rounding agrees with it.
     """
 
     def __init__(self, coefficient: float, chunk: int):

@@ -44,6 +44,9 @@ class Embed(nn.Module):
     def __init__(self, config: ACTConfig, *, frozen_norm: bool = True):
         super().__init__()
         self.config = config
+        self.joint_trunk = not frozen_norm
+        """Batch norm that is being trained must see all cameras in one batch: its running statistics,
+        which inference uses for every camera, would belong to none of them otherwise."""
         d_model = config.d_model
         self.hook_latent = HookPoint("batch latent")
         self.latent_proj = nn.Linear(config.latent_dim, d_model)
@@ -75,20 +78,47 @@ class Embed(nn.Module):
         if inputs.env_state is not None:
             tokens.append(self.hook_env_token(self.env_proj(inputs.env_state))[None])
         pos = [self.vector_pos.weight]
-        for camera, image in zip(self.config.cameras, inputs.images, strict=True):
-            hooks = self.get_submodule(camera.name)
-            assert isinstance(hooks, CameraHooks)
-            tokens.append(self._pixels(image, hooks).transpose(0, 1))
+        all_hooks = [self._hooks_of(camera) for camera in self.config.cameras]
+        if self.joint_trunk and inputs.images:
+            features = self._joint_features(inputs.images)
+        else:
+            features = [
+                self._features(image, hooks)
+                for image, hooks in zip(inputs.images, all_hooks, strict=True)
+            ]
+        for feature, hooks in zip(features, all_hooks, strict=True):
+            pixels = hooks.hook_tokens(self.image_proj(feature).flatten(2).transpose(1, 2))
+            tokens.append(pixels.transpose(0, 1))
             pos.append(hooks.pos)
         stacked = torch.cat(tokens).transpose(0, 1)  # token-major memory, batch-first view
         return self.hook_tokens(stacked), self.hook_pos(torch.cat(pos))
 
-    def _pixels(
+    def _hooks_of(self, camera: Camera) -> CameraHooks:
+        hooks = self.get_submodule(camera.name)
+        assert isinstance(hooks, CameraHooks)
+        return hooks
+
+    def _features(
         self, image: Float[Tensor, "batch 3 height width"], hooks: CameraHooks
-    ) -> Float[Tensor, "batch pixel d_model"]:
-        trunk = self.backbone
-        x = hooks.hook_image(image)
-        x = trunk["maxpool"](trunk["relu"](trunk["bn1"](trunk["conv1"](x))))
+    ) -> Float[Tensor, "batch channel row col"]:
+        x = self._stem(hooks.hook_image(image))
         for stage in STAGES:
-            x = hooks.get_submodule(f"hook_{stage}")(trunk[stage](x))
-        return hooks.hook_tokens(self.image_proj(x).flatten(2).transpose(1, 2))
+            x = hooks.get_submodule(f"hook_{stage}")(self.backbone[stage](x))
+        return x
+
+    def _joint_features(
+        self, images: tuple[Float[Tensor, "batch 3 height width"], ...]
+    ) -> list[Float[Tensor, "batch channel row col"]]:
+        """The last feature maps of all cameras from one batch; stages are not hooked."""
+        if len({image.shape for image in images}) > 1:
+            raise ConfigError(
+                "Batch norm can be trained only with cameras of equal size: freeze it, or resize."
+            )
+        x = self._stem(torch.cat(images))
+        for stage in STAGES:
+            x = self.backbone[stage](x)
+        return list(x.chunk(len(images)))
+
+    def _stem(self, x: Float[Tensor, "batch 3 height width"]) -> Tensor:
+        trunk = self.backbone
+        return trunk["maxpool"](trunk["relu"](trunk["bn1"](trunk["conv1"](x))))

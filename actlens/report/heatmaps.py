@@ -42,10 +42,7 @@ def save_heatmaps(
     from matplotlib.colors import Normalize
     from matplotlib.figure import Figure
 
-    hooks = [
-        hook
-        for hook in dict.fromkeys(part.hook for part in result.parts if part.token is not None)
-    ]
+    hooks = list(dict.fromkeys(part.hook for part in result.parts if part.token is not None))
     shown = result.pairs[pair or 0]
     maps = {
         (camera.name, hook): result.heatmap(camera.name, hook, direction, pair)
@@ -67,7 +64,6 @@ def save_heatmaps(
         for axis, hook in zip(row[2:], hooks, strict=True):
             values = maps[camera.name, hook]
             axis.imshow(grey, alpha=0.55)
-            rows, cols = values.shape
             drawn = axis.imshow(
                 values,
                 cmap=_COLOURS,
@@ -84,8 +80,10 @@ def save_heatmaps(
         Direction.DENOISE: "restored by putting one clean token into the corrupt run",
         Direction.NOISE: "destroyed by putting one corrupt token into the clean run",
     }[direction]
-    what = f"pair {shown.clean.address} / {shown.corrupt.address}" if pair is not None else (
-        f"pooled over {len(result.pairs)} pairs (images of the first)"
+    what = (
+        f"pair {shown.clean.address} / {shown.corrupt.address}"
+        if pair is not None
+        else (f"pooled over {len(result.pairs)} pairs (images of the first)")
     )
     figure.suptitle(f"share of the action difference {verb}; {what}", fontsize=10)
     if drawn is not None:

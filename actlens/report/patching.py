@@ -15,7 +15,7 @@ from actlens.scenes.untrusted import clean_text
 
 
 def _share(value: float) -> str:
-    return "–" if not np.isfinite(value) else f"{value:.2f}".replace("-0.00", "0.00")
+    return "-" if not np.isfinite(value) else f"{value:.2f}".replace("-0.00", "0.00")
 
 
 def _interval(row: pd.Series, column: str) -> str:
@@ -25,7 +25,7 @@ def _interval(row: pd.Series, column: str) -> str:
 
 def _small(p: float) -> str:
     if not np.isfinite(p):
-        return "–"
+        return "-"
     return "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0")
 
 
@@ -127,7 +127,9 @@ def render_patching(
         _header(result, policy, facts),
         _depth_table(result, frame),
         Text(),
-        _ranked_table("Single tokens, the strongest three at each depth", tokens, with_null=with_null),
+        _ranked_table(
+            "Single tokens, the strongest three at each depth", tokens, with_null=with_null
+        ),
         Text(),
         _ranked_table("Attention heads, the strongest eight", heads, with_null=with_null),
         Text(),
@@ -139,8 +141,8 @@ def render_patching(
         worst = max(effect for _, effect in result.left_out)
         parts.append(
             Text(
-                f"! {len(result.left_out)} of {len(result.left_out) + len(result.pairs)} pairs left "
-                f"out: their two actions differ by at most {worst:.3g} (limit "
+                f"! {len(result.left_out)} of {len(result.left_out) + len(result.pairs)} pairs "
+                f"left out: their two actions differ by at most {worst:.3g} (limit "
                 f"{result.options.min_effect:g}, root mean square in dataset units)",
                 style="yellow",
             )

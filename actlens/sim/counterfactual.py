@@ -1,9 +1,9 @@
 """Scene pairs that a recording cannot give: the same world twice, with one thing changed.
 
-`python -m actlens.sim.counterfactual --output FILE` writes the bundled set `so101-cube-moved`: groups
-of two arm poses times two cube positions, none of them demonstrated. Within a pose the two scenes
-differ in the cube's position alone (clean and corrupt); between poses they agree in it and in nothing
-else (the unrelated donors of the null).
+`python -m actlens.sim.counterfactual --output FILE` writes the bundled set `so101-cube-moved`:
+groups of two arm poses times two cube positions, none of them demonstrated. Within a pose the two
+scenes differ in the cube's position alone (clean and corrupt); between poses they agree in it and
+in nothing else (the unrelated donors of the null).
 """
 
 from dataclasses import dataclass
@@ -40,9 +40,7 @@ def render_scene(
     env: PickCube, arm: np.ndarray, cube_xy: np.ndarray, cube_yaw: float, *, number: int
 ) -> Scene:
     """The scene at the start of an episode, with the chunk that the expert would carry out."""
-    seen, facts = env.reset(
-        seed=0, options={"arm": arm, "cube_xy": cube_xy, "cube_yaw": cube_yaw}
-    )
+    seen, facts = env.reset(seed=0, options={"arm": arm, "cube_xy": cube_xy, "cube_yaw": cube_yaw})
     observation = {
         key: torch.from_numpy(value.transpose(2, 0, 1).copy())
         if value.ndim == 3
@@ -51,7 +49,8 @@ def render_scene(
     }
     state = observation["observation.state"].numpy()
     action = expert_chunk(state, cube_xy, cube_yaw, size=STEPS)
-    labels = dict(zip(("cube_x", "cube_y", "cube_z", "cube_yaw"), map(float, facts["cube"])))
+    names = ("cube_x", "cube_y", "cube_z", "cube_yaw")
+    labels = dict(zip(names, map(float, facts["cube"]), strict=True))
     return Scene(
         observation,
         torch.from_numpy(action),

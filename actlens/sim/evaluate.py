@@ -1,8 +1,8 @@
 """Closed-loop success of a policy, by where the cube stands: `python -m actlens.sim.evaluate`.
 
 Rollouts are independent: each has its own cube position, heading and arm start. Success is the cube
-held more than 4 cm up at the end; beside it stands the distance from gripper to cube when the gripper
-closes, since a generous gripper forgives 20 mm.
+held more than 4 cm up at the end; beside it stands the distance from gripper to cube when the
+gripper closes, since a generous gripper forgives 20 mm.
 """
 
 import json

@@ -181,7 +181,7 @@ sizes = st.integers(-3, 700) | json_values
 
 
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
     changes=st.dictionaries(st.sampled_from(sorted(KNOWN_FIELDS)), sizes, max_size=4)

@@ -212,12 +212,12 @@ def test_places_without_a_checkpoint_are_an_error_finding(place, monkeypatch, tm
 
 
 def test_whatever_is_damaged_the_doctor_agrees_with_the_loader_and_never_raises(folder):
-    """Random bytes of random files of a checkpoint, 300 times."""
+    """Random bytes of random files of a checkpoint, 100 times."""
     rng = random.Random(0)
     files = sorted(path for path in folder.iterdir() if path.is_file())
     original = {path: path.read_bytes() for path in files}
     refused = 0
-    for _ in range(300):
+    for _ in range(100):
         path = rng.choice(files)
         damaged = bytearray(original[path])
         for _ in range(rng.randrange(1, 4)):
@@ -233,7 +233,7 @@ def test_whatever_is_damaged_the_doctor_agrees_with_the_loader_and_never_raises(
             assert diagnosis.healthy
         shown(diagnosis)
         path.write_bytes(original[path])
-    assert refused > 100
+    assert refused > 30
 
 
 def test_names_from_files_cannot_command_the_terminal(folder):

@@ -166,13 +166,13 @@ def mutate(content, rng):
 
 
 def test_every_mutant_of_the_weights_is_refused_or_has_every_tensor(folder):
-    """600 damaged files: a typed refusal, or all tensors with their shapes; never anything else."""
+    """300 damaged files: a typed refusal, or all tensors with their shapes; never anything else."""
     rng = random.Random(0)
     path = folder / "model.safetensors"
     content = path.read_bytes()
     expected = folders.shapes()
     refused = 0
-    for _ in range(600):
+    for _ in range(300):
         path.write_bytes(mutate(content, rng))
         try:
             checkpoint = load_checkpoint(folder)
@@ -181,14 +181,14 @@ def test_every_mutant_of_the_weights_is_refused_or_has_every_tensor(folder):
             continue
         assert {name: tuple(t.shape) for name, t in checkpoint.weights.items()} == expected
         assert all(torch.isfinite(tensor).all() for tensor in checkpoint.weights.values())
-    assert refused > 300
+    assert refused > 150
 
 
 def test_every_mutant_of_the_statistics_is_refused_or_complete(folder):
     rng = random.Random(1)
     path = folder / folders.PRE_STATE
     content = path.read_bytes()
-    for _ in range(200):
+    for _ in range(120):
         path.write_bytes(mutate(content, rng))
         try:
             checkpoint = load_checkpoint(folder)

@@ -169,6 +169,22 @@ def test_missing_normalisation_or_statistics_are_refused(folder, tmp_path):
         save_checkpoint(replace(first, statistics=without), tmp_path / "saved")
 
 
+def test_a_map_that_its_statistics_do_not_give_is_refused(folder, tmp_path):
+    first = load_checkpoint(folder)
+    shifted = replace(first.normalization[STATE], shift=first.normalization[STATE].shift + 1)
+    changed = replace(first, normalization={**first.normalization, STATE: shifted})
+    with pytest.raises(CheckpointError, match="is not what its statistics say"):
+        save_checkpoint(changed, tmp_path / "saved")
+
+
+def test_old_ranges_are_saved_with_a_note_about_their_epsilon(tmp_path):
+    first = load_checkpoint(folders.write_buffers_layout(tmp_path / "p"))
+    assert any("adds 1e-8 to every MIN_MAX range" in note for note in first.notes)
+    again = load_checkpoint(save_checkpoint(first, tmp_path / "saved"))
+    close = torch.isclose(again.normalization[ENV].scale, first.normalization[ENV].scale, atol=1e-8)
+    assert close.all()
+
+
 def test_a_folder_of_somebody_else_is_not_touched(folder, tmp_path):
     checkpoint = load_checkpoint(folder)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}

@@ -1,7 +1,7 @@
 """Run by LeRobot's own interpreter: checkpoints written and read by LeRobot itself.
 
 Usage: python lerobot_checkpoints.py write OUT_DIR
-       python lerobot_checkpoints.py compare DIR_A DIR_B
+       python lerobot_checkpoints.py compare DIR_A DIR_B [DIR_C DIR_D …]
        python lerobot_checkpoints.py migrate OLD_DIR NEW_DIR
 
 `write` makes OUT_DIR/CASE (a `pretrained_model` folder) and OUT_DIR/CASE.safetensors with
@@ -10,8 +10,9 @@ Usage: python lerobot_checkpoints.py write OUT_DIR
     normalized.KEY the same after LeRobot's preprocessor
     actions.*      a chunk in normalised units and after LeRobot's postprocessor
 
-`compare` loads both folders strictly, runs both with their own processors on the same observations
-and fails unless every action is equal bit for bit.
+`compare` loads both folders of each pair strictly and runs both with their own processors on the
+same observations. It prints a line for each pair: `equal` if the configuration, every weight and
+every action are equal bit for bit, else what is not.
 """
 
 import sys
@@ -128,38 +129,36 @@ def write(out):
 
 
 def act(folder):
-    """Four actions by LeRobot alone: its strict load, its processors, its queue."""
+    """Configuration, weights and four actions by LeRobot alone: its strict load, its processors."""
     policy = ACTPolicy.from_pretrained(folder, strict=True)
     before, after = make_pre_post_processors(policy.config, pretrained_path=folder)
-    dtype = next(policy.parameters()).dtype
     actions = []
-    with torch.no_grad():
+    if next(policy.parameters()).dtype is torch.float32:
         for seed in range(4):
             batch = before(observe(policy.config.input_features, seed))
-            batch = {
-                key: value.to(dtype) if isinstance(value, torch.Tensor) else value
-                for key, value in batch.items()
-            }
-            if dtype is torch.float32:
-                actions.append(after(policy.select_action(batch)))
-    weights = policy.state_dict()
-    return policy.config, weights, actions
+            actions.append(after(policy.select_action(batch)))
+    config = {key: value for key, value in vars(policy.config).items() if key != "pretrained_path"}
+    return config, policy.state_dict(), actions
 
 
-def compare(first, second):
-    torch.set_num_threads(1)
+def difference(first, second):
     config_a, weights_a, actions_a = act(first)
     config_b, weights_b, actions_b = act(second)
-    ignored = {"pretrained_path"}
-    fields_a = {key: value for key, value in vars(config_a).items() if key not in ignored}
-    fields_b = {key: value for key, value in vars(config_b).items() if key not in ignored}
-    assert fields_a == fields_b, (fields_a, fields_b)
-    assert weights_a.keys() == weights_b.keys()
+    if config_a != config_b:
+        return f"configurations {config_a} and {config_b}"
     for name, weight in weights_a.items():
-        assert torch.equal(weight, weights_b[name]), name
+        if not torch.equal(weight, weights_b[name]):
+            return f"weight {name}"
     for number, (a, b) in enumerate(zip(actions_a, actions_b, strict=True)):
-        assert torch.equal(a, b), f"action {number}: {(a - b).abs().max()}"
-    sys.stdout.write(f"equal: {len(actions_a)} actions\n")
+        if not torch.equal(a, b):
+            return f"action {number}: {(a - b).abs().max()}"
+    return "equal"
+
+
+def compare(*folders):
+    torch.set_num_threads(1)
+    for first, second in zip(folders[::2], folders[1::2], strict=True):
+        sys.stdout.write(f"{second.name}: {difference(first, second)}\n")
 
 
 def migrate(old, new):

@@ -11,6 +11,7 @@ Usage: python lerobot_forward.py OUT_DIR. Writes OUT_DIR/CASE.safetensors with
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,9 +33,7 @@ def build(spec):
             FeatureType.ENV, (spec["env_state_dim"],)
         )
     for name, (height, width) in spec["cameras"].items():
-        inputs[f"observation.images.{name}"] = PolicyFeature(
-            FeatureType.VISUAL, (3, height, width)
-        )
+        inputs[f"observation.images.{name}"] = PolicyFeature(FeatureType.VISUAL, (3, height, width))
     fields = {
         key: spec[key]
         for key in spec
@@ -49,7 +48,7 @@ def build(spec):
         device="cpu",
         **fields,
     )
-    return config, ACT(config)
+    return ACT(config)
 
 
 def perturb(model, generator):
@@ -103,9 +102,9 @@ def main(out):
         spec = case(name)
         generator = torch.Generator().manual_seed(number)
         torch.manual_seed(number)
-        config, model = build(spec)
+        model = build(spec)
         perturb(model, generator)
-        rand = lambda *shape: torch.randn(*shape, generator=generator)
+        rand = partial(torch.randn, generator=generator)
         n = spec["batch"]
         batch = {"observation.state": rand(n, spec["state_dim"] or 1)}
         if spec["env_state_dim"]:

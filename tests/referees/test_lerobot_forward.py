@@ -83,7 +83,11 @@ def hook_name(module, spec):
     cameras = list(spec["cameras"])
     name, _, call = module.partition("#")
     per_camera = name in ("backbone", "encoder_img_feat_input_proj") or name.count(".") == 1
-    camera = cameras[int(call or 0)] if cameras and per_camera and len(cameras) > int(call or 0) else None
+    camera = (
+        cameras[int(call or 0)]
+        if cameras and per_camera and len(cameras) > int(call or 0)
+        else None
+    )
     stage = re.fullmatch(r"backbone\.(layer\d)", name)
     if stage:
         return f"embed.{camera}.hook_{stage[1]}"
@@ -119,18 +123,21 @@ def hook_name(module, spec):
     before = ["hook_normalized_resid_pre", *after[:-1]]
     norms = dict(zip(("norm1", "norm2", "norm3"), before if pre else after, strict=False))
     mlp_dropout = "dropout3" if decoder else "dropout2"
-    return f"{prefix}." + {
-        None: "hook_resid_post" if pre else "hook_normalized_resid_post",
-        "self_attn": "hook_attn_out",
-        "dropout1": "hook_attn_out",
-        "multihead_attn": "hook_cross_attn_out",
-        "linear1": "mlp.hook_pre",
-        "dropout": "mlp.hook_post",
-        "linear2": "hook_mlp_out",
-        mlp_dropout: "hook_mlp_out",
-        **({"dropout2": "hook_cross_attn_out"} if decoder else {}),
-        **norms,
-    }[part]
+    return (
+        f"{prefix}."
+        + {
+            None: "hook_resid_post" if pre else "hook_normalized_resid_post",
+            "self_attn": "hook_attn_out",
+            "dropout1": "hook_attn_out",
+            "multihead_attn": "hook_cross_attn_out",
+            "linear1": "mlp.hook_pre",
+            "dropout": "mlp.hook_post",
+            "linear2": "hook_mlp_out",
+            mlp_dropout: "hook_mlp_out",
+            **({"dropout2": "hook_cross_attn_out"} if decoder else {}),
+            **norms,
+        }[part]
+    )
 
 
 def run_watched(model, inputs, latent):

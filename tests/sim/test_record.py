@@ -22,7 +22,7 @@ BUNDLED = Path(recording.__file__).parents[1] / "bundled/datasets"
 def small(folder, **changes):
     settings = {
         "output_dir": folder,
-        "episodes": 3,
+        "episodes": 2,
         "height": 24,
         "width": 32,
         "video": VideoSettings(preset="fast"),
@@ -49,7 +49,7 @@ def contents(folder):
 def uninterrupted(renderer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "dataset"
     said = run(small(folder))
-    assert "3 episodes of 75 frames" in said
+    assert "2 episodes of 75 frames" in said
     assert "0 failed" in said
     return folder
 
@@ -121,8 +121,8 @@ def test_failed_attempts_are_counted_and_left_out(renderer, tmp_path, monkeypatc
     monkeypatch.setattr(recording, "demonstrate", stumbling)
     assert "1 failed" in run(small(tmp_path / "dataset"))
     facts = json.loads((tmp_path / "dataset/meta/actlens.json").read_text())
-    assert (facts["attempts"], facts["failed_attempts"]) == (4, 1)
-    assert "1 of\n  4 attempts" in (tmp_path / "dataset/README.md").read_text()
+    assert (facts["attempts"], facts["failed_attempts"]) == (3, 1)
+    assert "1 of\n  3 attempts" in (tmp_path / "dataset/README.md").read_text()
 
 
 def test_an_expert_that_always_fails_ends_the_recording(renderer, tmp_path, monkeypatch):

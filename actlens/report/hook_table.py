@@ -1,0 +1,26 @@
+"""The table of hook points, printed from a model: the docs' reference page is this function's output."""
+
+import re
+
+from actlens.hooks import HookedRootModule
+
+_LAYER = re.compile(r"^(encoder|decoder|vae)\.0\.")
+
+
+def hook_table(model: HookedRootModule) -> str:
+    """A Markdown table of every hook point: name (layers as `{l}`), axes, and what is special.
+
+    Layers beyond the first repeat its points and are left out.
+    """
+    rows = ["| hook point | axes | |", "|---|---|---|"]
+    aliases: dict[str, list[str]] = {}
+    for alias, name in model.hook_aliases.items():
+        aliases.setdefault(name, []).append(alias)
+    for name, point in model.hook_dict.items():
+        if re.match(r"^(encoder|decoder|vae)\.[1-9]\d*\.", name):
+            continue
+        shown = _LAYER.sub(r"\1.{l}.", name)
+        notes = ["only when watched"] if point.on_demand else []
+        notes += [f"alias `{_LAYER.sub(r'\1.{l}.', alias)}`" for alias in aliases.get(name, ())]
+        rows.append(f"| `{shown}` | {' '.join(point.axes)} | {', '.join(notes)} |")
+    return "\n".join(rows) + "\n"
