@@ -1,5 +1,6 @@
 """`PickCube`: a simulated SO-101-like arm, a red cube, two cameras, in Gymnasium's interface."""
 
+import weakref
 from importlib import resources
 from typing import Any, ClassVar
 
@@ -136,9 +137,12 @@ class PickCube(gymnasium.Env):
         if not hasattr(mujoco, "GLContext") or not hasattr(mujoco, "Renderer"):
             raise graphics.missing_libraries("MuJoCo was imported without OpenGL")
         try:
-            return mujoco.Renderer(self._model, self.height, self.width)
+            renderer = mujoco.Renderer(self._model, self.height, self.width)
         except (ImportError, RuntimeError, AttributeError, mujoco.FatalError) as error:
             raise graphics.missing_libraries(str(error)) from error
+        # Also at exit: left to the interpreter's teardown, OSMesa would complain on the console.
+        weakref.finalize(self, renderer.close)
+        return renderer
 
     def _observation(self) -> dict[str, np.ndarray]:
         observation: dict[str, np.ndarray] = {}
