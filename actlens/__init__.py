@@ -1,7 +1,7 @@
 """The microscope and the scalpel for ACT robot policies.
 
-    from actlens import HookedACT
-    model = HookedACT.from_pretrained("so101-pick-cube")
+from actlens import HookedACT
+model = HookedACT.from_pretrained("so101-pick-cube")
 """
 
 from importlib import import_module

@@ -338,12 +338,13 @@ class PatchingResult:
         if self.null:
             self._pooled(table, "null", self.null)
             null_along, null_total = self._stacked(self.null)
-            table["p"] = np.nan
             usable = np.isfinite(along).all(1) & np.isfinite(null_along).all(1)
             difference = (along / total - null_along / null_total)[usable]
+            p, q = np.full(len(along), np.nan), np.full(len(along), np.nan)
             if difference.shape[1] >= 2:
-                table.loc[usable, "p"] = sign_flip_p(difference, seed=self.seed)
-                table.loc[usable, "q"] = false_discovery(table.loc[usable, "p"].to_numpy())
+                p[usable] = sign_flip_p(difference, seed=self.seed)
+                q[usable] = false_discovery(p[usable])
+            table["p"], table["q"] = p, q
         return table
 
     def heatmap(
@@ -384,17 +385,14 @@ class PatchingResult:
 
     def _pooled(self, table: pd.DataFrame, name: str, sweeps: Sequence[PairSweep]) -> None:
         along, total = self._stacked(sweeps)
-        for column in (name, f"{name}_low", f"{name}_high"):
-            table[column] = np.nan
+        columns = np.full((3, len(along)), np.nan)
         # Parts that some pair does not have are pooled over the pairs that do.
         for having in np.unique(np.isfinite(along), axis=0):
             rows = (np.isfinite(along) == having).all(1)
-            if not having.any():
-                continue
-            interval = pooled_ratio(along[rows][:, having], total[:, having], seed=self.seed)
-            table.loc[rows, name] = interval.estimate
-            table.loc[rows, f"{name}_low"] = interval.low
-            table.loc[rows, f"{name}_high"] = interval.high
+            if having.any():
+                pooled = pooled_ratio(along[rows][:, having], total[:, having], seed=self.seed)
+                columns[:, rows] = pooled.estimate, pooled.low, pooled.high
+        table[name], table[f"{name}_low"], table[f"{name}_high"] = columns
 
 
 def _nanmean(values: np.ndarray) -> np.ndarray:

@@ -370,7 +370,7 @@ def read_buffers(
     notes = ()
     if any(affine.mode is NormalizationMode.MIN_MAX for affine in affines.values()):
         notes = (
-            "LeRobot up to 0.3.3 adds 1e-8 to every MIN_MAX range and later releases do not: a copy "
-            "saved for them normalises a range of width w by 1e-8 / w differently.",
+            "LeRobot up to 0.3.3 adds 1e-8 to every MIN_MAX range and later releases do not: a "
+            "copy saved for them normalises a range of width w by 1e-8 / w differently.",
         )
     return Normalization(affines, statistics, _BUFFER_EPS, notes=notes)

@@ -166,8 +166,8 @@ def _require_written_by(checkpoint: Checkpoint, key: str) -> None:
     )
     if not all(torch.allclose(a, b, rtol=1e-6, atol=1e-8) for a, b in pairs):
         raise CheckpointError(
-            f"the normalisation of {key!r} is not what its statistics say, and LeRobot's files hold "
-            "statistics only; change both."
+            f"the normalisation of {key!r} is not what its statistics say, and LeRobot's files "
+            "hold statistics only; change both."
         )
 
 

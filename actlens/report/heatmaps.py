@@ -51,7 +51,8 @@ def save_heatmaps(
     }
     limit = max(0.05, max(float(np.abs(values).max()) for values in maps.values()))
     norm = Normalize(-limit, limit)
-    figure = Figure(figsize=(2.6 * (len(hooks) + 2), 2.3 * len(config.cameras) + 0.9))
+    size = (2.5 * (len(hooks) + 2) + 0.8, 2.1 * len(config.cameras) + 0.6)
+    figure = Figure(figsize=size, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(config.cameras), len(hooks) + 2, squeeze=False)
     drawn = None
@@ -88,4 +89,4 @@ def save_heatmaps(
     figure.suptitle(f"share of the action difference {verb}; {what}", fontsize=10)
     if drawn is not None:
         figure.colorbar(drawn, ax=axes[:, 2:], shrink=0.8, label="share (0 nothing, 1 all)")
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    figure.savefig(path, dpi=110)

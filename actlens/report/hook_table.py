@@ -1,10 +1,15 @@
-"""The table of hook points, printed from a model: the docs' reference page is this function's output."""
+"""The table of hook points, printed from a model: the docs' reference page is its output."""
 
 import re
 
 from actlens.hooks import HookedRootModule
 
-_LAYER = re.compile(r"^(encoder|decoder|vae)\.0\.")
+_FIRST = re.compile(r"^(encoder|decoder|vae)\.0\.")
+_LATER = re.compile(r"^(encoder|decoder|vae)\.[1-9]\d*\.")
+
+
+def _generic(name: str) -> str:
+    return _FIRST.sub(r"\1.{l}.", name)
 
 
 def hook_table(model: HookedRootModule) -> str:
@@ -17,10 +22,9 @@ def hook_table(model: HookedRootModule) -> str:
     for alias, name in model.hook_aliases.items():
         aliases.setdefault(name, []).append(alias)
     for name, point in model.hook_dict.items():
-        if re.match(r"^(encoder|decoder|vae)\.[1-9]\d*\.", name):
+        if _LATER.match(name):
             continue
-        shown = _LAYER.sub(r"\1.{l}.", name)
         notes = ["only when watched"] if point.on_demand else []
-        notes += [f"alias `{_LAYER.sub(r'\1.{l}.', alias)}`" for alias in aliases.get(name, ())]
-        rows.append(f"| `{shown}` | {' '.join(point.axes)} | {', '.join(notes)} |")
+        notes += [f"alias `{_generic(alias)}`" for alias in aliases.get(name, ())]
+        rows.append(f"| `{_generic(name)}` | {' '.join(point.axes)} | {', '.join(notes)} |")
     return "\n".join(rows) + "\n"

@@ -96,7 +96,8 @@ def position_kinds(
     }
     for number, (region, name) in enumerate(names.items()):
         rng = np.random.default_rng([config.seed, number])
-        kinds[name] = [tuple(map(float, sample(region, rng))) for _ in range(n)]
+        drawn = [sample(region, rng) for _ in range(n)]
+        kinds[name] = [(float(x), float(y)) for x, y in drawn]
     return kinds
 
 

@@ -282,7 +282,7 @@ def test_random_damage_to_statistics_is_refused_or_harmless(tmp_path):
     content = pickle.dumps(folders.original_statistics(), protocol=4)
     path = tmp_path / "stats.pkl"
     refused = 0
-    for _ in range(500):
+    for _ in range(300):
         damaged = bytearray(content)
         for _ in range(rng.randrange(1, 4)):
             # The head and the tail hold the instructions, the middle mostly numbers.
@@ -295,7 +295,7 @@ def test_random_damage_to_statistics_is_refused_or_harmless(tmp_path):
             refused += 1
         else:
             assert all(isinstance(value, torch.Tensor) for value in loaded.values())
-    assert refused > 250
+    assert refused > 150
 
 
 def test_random_damage_to_a_checkpoint_is_refused_or_complete(tmp_path, monkeypatch):
@@ -310,7 +310,7 @@ def test_random_damage_to_a_checkpoint_is_refused_or_complete(tmp_path, monkeypa
             {"a": torch.ones(2, 3), "b": torch.ones(4)}, path, _use_new_zipfile_serialization=zipped
         )
         content = path.read_bytes()
-        for _ in range(200):
+        for _ in range(120):
             damaged = bytearray(content)
             for _ in range(rng.randrange(1, 4)):
                 damaged[rng.randrange(len(damaged))] = rng.randrange(256)

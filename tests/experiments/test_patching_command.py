@@ -129,9 +129,7 @@ def test_two_named_scenes_of_a_dataset_are_patched(policy, tmp_path, capsys):
         (["--dataset.repo_id=so101-pick-cube-5pos", "--scene-a=0:0", "--scene-b=0:999"], "999"),
     ],
 )
-def test_bad_use_is_one_clear_line_and_writes_nothing(
-    arguments, message, policy, tmp_path, capsys
-):
+def test_bad_use_is_one_clear_line_and_writes_nothing(arguments, message, policy, tmp_path, capsys):
     if not arguments[0].startswith("--policy"):
         arguments = [f"--policy.path={policy}", *arguments]
     out = tmp_path / "out"

@@ -1,8 +1,8 @@
 """Run by LeRobot's interpreter: load policies, drive them tick by tick, save every action.
 
 Usage: python lerobot_select_action.py FOLDER OBSERVATIONS.safetensors OUT.safetensors. The actions
-are what LeRobot's own processors and `select_action` give for each observation in turn, with a reset
-in the middle; `chunk` is the whole chunk for the first observation.
+are what LeRobot's own processors and `select_action` give for each observation in turn, with a
+reset in the middle; `chunk` is the whole chunk for the first observation.
 """
 
 import sys
@@ -29,6 +29,4 @@ for tick in range(count):
 policy.reset()
 first = before({key: value[0] for key, value in ticks.items()})
 chunk = policy.predict_action_chunk(first)
-save_file(
-    {"actions": torch.cat(actions).contiguous(), "chunk": after(chunk[0]).contiguous()}, out
-)
+save_file({"actions": torch.cat(actions).contiguous(), "chunk": after(chunk[0]).contiguous()}, out)
