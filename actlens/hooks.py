@@ -201,11 +201,11 @@ class HookPoint(nn.Module):
                 return result  # read only; still in the graph, so that retain_grad() works
         elif isinstance(result, tuple) and len(result) == 1:
             (result,) = result  # what torch's own backward hooks return
-        self._check(result, x)
-        handle.record(x, result)
-        return result
+        replacement = self._checked(result, x)
+        handle.record(x, replacement)
+        return replacement
 
-    def _check(self, result: Any, x: Tensor) -> None:
+    def _checked(self, result: Any, x: Tensor) -> Tensor:
         """Refuse what cannot stand in for `x`: torch would broadcast it, or fail further on."""
         if not isinstance(result, Tensor):
             raise HookReturnError(
@@ -221,6 +221,7 @@ class HookPoint(nn.Module):
                     f"A hook on {self.name} returned {what} {shown[0]}; the activation has "
                     f"{what} {shown[1]}{axes}."
                 )
+        return result
 
     def add_perma_hook(self, hook: HookFunction, dir: Direction = "fwd") -> LensHandle:
         """Attach a hook that only `including_permanent=True` removes."""

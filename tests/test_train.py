@@ -1,5 +1,6 @@
 """Training on a tiny synthetic dataset: it learns, resumes exactly, and exports what it trained."""
 
+import itertools
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -162,7 +163,7 @@ def test_the_learning_rate_rises_stays_and_falls():
     assert rates[0] == pytest.approx(0.1)
     assert rates[10] == rates[59] == 1.0
     assert rates[-1] < 0.02
-    assert all(a >= b for a, b in zip(rates[60:], rates[61:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[60:]))
 
 
 def test_shrinking_averages_blocks():

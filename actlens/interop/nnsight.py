@@ -117,7 +117,9 @@ def _joined(options: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         given = [option.get(name) for option in options]
         if len(given) > 1 and any(value is None for value in given):
             raise SceneError(f"{name} must be given in every invoke of a forward, or in none.")
-        joined[name] = given[0] if len(given) == 1 else torch.cat(given)
+        joined[name] = (
+            given[0] if len(given) == 1 else torch.cat([v for v in given if v is not None])
+        )
     return joined
 
 

@@ -359,7 +359,9 @@ class HookedACT(HookedRootModule):
         """
         found = observation.observation if isinstance(observation, Scene) else observation
         config = self.config
-        shapes = {camera.key: (3, camera.height, camera.width) for camera in config.cameras}
+        shapes: dict[str, tuple[int, ...]] = {
+            camera.key: (3, camera.height, camera.width) for camera in config.cameras
+        }
         if config.state_dim is not None:
             shapes[STATE_KEY] = (config.state_dim,)
         if config.env_state_dim is not None:

@@ -45,8 +45,8 @@ class Embed(nn.Module):
         super().__init__()
         self.config = config
         self.joint_trunk = not frozen_norm
-        """Batch norm that is being trained must see all cameras in one batch: its running statistics,
-        which inference uses for every camera, would belong to none of them otherwise."""
+        """Batch norm that is being trained must see all cameras in one batch: its running
+        statistics, which inference uses for every camera, would fit none of them otherwise."""
         d_model = config.d_model
         self.hook_latent = HookPoint("batch latent")
         self.latent_proj = nn.Linear(config.latent_dim, d_model)

@@ -1,8 +1,8 @@
 """Put a trained and evaluated policy among the bundled ones, with a card made from the records.
 
 `python -m actlens.sim.bundle --name NAME --stages RUN … --evaluation FILE` copies the last stage's
-policy and writes its README from each stage's `train_config.json` and `training.jsonl`, and from what
-`actlens.sim.evaluate --output FILE` measured. No figure is typed by hand.
+policy and writes its README from each stage's `train_config.json` and `training.jsonl`, and from
+what `actlens.sim.evaluate --output FILE` measured. No figure is typed by hand.
 """
 
 import json
@@ -56,19 +56,21 @@ def card(config: BundleConfig) -> str:
     checkpoint = load_checkpoint(config.stages[-1] / POLICY_FOLDER)
     shape = checkpoint.config
     evaluation = json.loads(config.evaluation.read_text())
+    camera = shape.cameras[0]
     lines = [
         f"# {config.name}",
         "",
         "An ACT policy that lifts a cube with a simulated six-joint arm, trained by actlens' own",
-        f"commands on the bundled dataset `{config.dataset}`. A LeRobot folder: LeRobot loads and runs",
-        "it unchanged.",
+        f"commands on the bundled dataset `{config.dataset}`. A LeRobot folder: LeRobot loads and",
+        "runs it unchanged.",
         "",
-        f"{len(shape.cameras)} cameras of {shape.cameras[0].height}x{shape.cameras[0].width} "
-        f"({shape.n_tokens} tokens), {shape.backbone}, d_model {shape.d_model}, {shape.n_heads} heads, "
-        f"d_mlp {shape.d_mlp}, {shape.n_encoder_layers} encoder and {shape.n_decoder_layers} decoder "
-        f"layers, {shape.activation}, CVAE with {shape.n_vae_encoder_layers} encoder layer; chunk "
-        f"{shape.chunk}, of which {shape.n_action_steps} steps are carried out. Matrices in 16 bits, "
-        "vectors and frozen norms in 32.",
+        f"- {len(shape.cameras)} cameras, {camera.height}x{camera.width}, {shape.n_tokens} tokens",
+        f"- {shape.backbone}, d_model {shape.d_model}, {shape.n_heads} heads, d_mlp {shape.d_mlp}, "
+        f"{shape.activation}",
+        f"- {shape.n_encoder_layers} encoder, {shape.n_decoder_layers} decoder layers; CVAE with "
+        f"{shape.n_vae_encoder_layers} encoder layer",
+        f"- chunk {shape.chunk}, of which {shape.n_action_steps} steps are carried out",
+        "- matrices in 16 bits, vectors and frozen norms in 32",
         "",
         "## Training",
         "",
@@ -79,9 +81,11 @@ def card(config: BundleConfig) -> str:
         rows = [json.loads(row) for row in (stage / LOG_FILE).read_text().splitlines()]
         last = rows[-1]
         lines += [
-            f"{number}. `{_command(asked, config.dataset, warm_start)} --output-dir stage{number}`  ",
-            f"   {last['step']} steps in {last['seconds'] / 60:.0f} minutes on two shared CPU cores; "
-            f"final L1 {last['l1']:.4f} (normalised), KL {last['kl']:.5f} nats; seed {asked['seed']}.",
+            f"{number}. `{_command(asked, config.dataset, warm_start)} "
+            f"--output-dir stage{number}`: "
+            f"{last['step']} steps in {last['seconds'] / 60:.0f} minutes on two shared CPU cores; "
+            f"final L1 {last['l1']:.4f} (normalised), KL {last['kl']:.5f} nats; "
+            f"seed {asked['seed']}.",
         ]
         warm_start = f"stage{number}"
     options = evaluation["config"]
@@ -90,9 +94,9 @@ def card(config: BundleConfig) -> str:
         "## Closed loop",
         "",
         f"`python -m actlens.sim.evaluate --policy {config.name} --dataset {config.dataset} "
-        f"--rollouts {options['rollouts']} --seed {options['seed']}`; success is the cube more than "
-        "4 cm up at the end, with Wilson's 95 % interval; the distance is measured from gripper to "
-        "cube, horizontally, when the gripper closes.",
+        f"--rollouts {options['rollouts']} --seed {options['seed']}`; success is the cube more "
+        "than 4 cm up at the end, with Wilson's 95 % interval; the distance is measured from "
+        "gripper to cube, horizontally, when the gripper closes.",
         "",
         "| cube | success | 95 % | gripper to cube, mm: quartiles |",
         "|---|---|---|---|",

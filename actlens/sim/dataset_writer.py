@@ -81,16 +81,16 @@ def stage(folder: Path, index: int, episode: Episode, facts: DatasetFacts) -> No
         video.encode(path, pictures, fps=facts.fps, settings=facts.video)
         # Of the decoded pictures: those are what a policy is trained on.
         histograms[f"histogram/{key}"] = feature_statistics.histogram(video.decode(path))
-    np.savez(
-        unfinished / "arrays.npz",
-        state=episode.state,
-        action=episode.action,
-        cube=episode.cube,
-        region=np.array(episode.region),
-        seed=np.array(episode.seed),
-        shape=np.array(next(iter(episode.pictures.values())).shape[1:]),
-        **histograms,
-    )
+    shape = next(iter(episode.pictures.values())).shape[1:]
+    arrays = {
+        "state": episode.state,
+        "action": episode.action,
+        "cube": episode.cube,
+        "region": np.array(episode.region),
+        "seed": np.array(episode.seed),
+        "shape": np.array(shape),
+    }
+    np.savez(unfinished / "arrays.npz", allow_pickle=False, **arrays, **histograms)
     unfinished.rename(place)
 
 
@@ -116,7 +116,7 @@ def finish(folder: Path, facts: DatasetFacts) -> None:
     _write_parquet(folder / "meta/tasks.parquet", _task_table([facts.task]))
     overall = {key: feature_statistics.of_vectors(values) for key, values in columns.items()}
     for camera in cameras:
-        counts = sum(episode[f"histogram/{camera}"] for episode in staged)
+        counts = np.sum([episode[f"histogram/{camera}"] for episode in staged], axis=0)
         overall[camera] = feature_statistics.of_histogram(counts, sum(lengths))
     _write_json(
         folder / "meta/stats.json",

@@ -2,7 +2,7 @@
 
 import weakref
 from importlib import resources
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -44,7 +44,8 @@ class PickCube(gymnasium.Env):
         width: width of the pictures in pixels, at most 640.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": FPS}
+    # Gymnasium declares it an instance variable, so it cannot be a ClassVar here.
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": FPS}  # noqa: RUF012
 
     def __init__(self, *, render: bool = True, height: int = 240, width: int = 320) -> None:
         self.render_mode = "rgb_array" if render else None

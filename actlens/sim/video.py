@@ -72,9 +72,10 @@ def join(path: Path, parts: Sequence[Path], *, lengths: Sequence[int], fps: int)
                 if stream is None:
                     stream = container.add_stream_from_template(track)
                     stream.time_base = track.time_base
+                assert track.time_base is not None  # every mp4 that `encode` wrote has one
                 offset = round(start / (fps * track.time_base))
                 for packet in source.demux(track):
-                    if packet.dts is None:
+                    if packet.dts is None or packet.pts is None:
                         continue
                     packet.pts, packet.dts = packet.pts + offset, packet.dts + offset
                     packet.stream = stream
