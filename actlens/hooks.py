@@ -408,14 +408,14 @@ class HookedRootModule(nn.Module):
         Raises:
             HookNameError: if there is none; the message suggests the closest names.
         """
-        known = self.hook_dict | dict.fromkeys(self.hook_aliases)
         point = self.hook_dict.get(self.hook_aliases.get(name, name))
         if point is None:
-            raise HookNameError(f"{name!r} is not a hook point.{did_you_mean(name, known)}")
+            hint = did_you_mean(name, [*self.hook_dict, *self.hook_aliases])
+            raise HookNameError(f"{name!r} is not a hook point.{hint}")
         return point
 
     def resolve(self, names: NamesFilter) -> list[HookPoint]:
-        """The hook points that `names` select, each once, in order.
+        """The hook points that `names` select, each once, in the order of definition.
 
         Args:
             names: None (all but on-demand points), an exact name, a glob such as
@@ -426,30 +426,23 @@ class HookedRootModule(nn.Module):
         """
         if names is None:
             return [point for point in self.hook_points() if not point.on_demand]
+        everything = [*self.hook_dict, *self.hook_aliases]
         if callable(names):
-            spellings: dict[str, list[str]] = {name: [name] for name in self.hook_dict}
-            for alias, name in self.hook_aliases.items():
-                spellings[name].append(alias)
-            chosen = [
-                self.hook_dict[name] for name, known in spellings.items() if any(map(names, known))
-            ]
-            if not chosen:
-                raise HookNameError("The predicate matches none of the hook points' names.")
-            return chosen
-        if isinstance(names, str):
-            if not set(names) & set("*?"):
-                return [self.hook_point(names)]
-            everything = list(self.hook_dict) + list(self.hook_aliases)
-            matched = [self.hook_point(n) for n in everything if fnmatchcase(n, names)]
-            if not matched:
-                raise HookNameError(
-                    f"{names!r} matches no hook point.{did_you_mean(names, everything)}"
-                )
-        else:
+            matched = [self.hook_point(name) for name in everything if names(name)]
+            problem = "The predicate matches none of the hook points' names."
+        elif not isinstance(names, str):
             matched = [point for name in names for point in self.resolve(name)]
-            if not matched:
-                raise HookNameError("An empty list of names selects no hook point.")
-        return list(dict.fromkeys(matched))
+            problem = "An empty list of names selects no hook point."
+        elif set(names) & set("*?"):
+            matched = [self.hook_point(name) for name in everything if fnmatchcase(name, names)]
+            problem = f"{names!r} matches no hook point."
+        else:
+            return [self.hook_point(names)]
+        if not matched:
+            hint = did_you_mean(names, everything) if isinstance(names, str) else ""
+            raise HookNameError(problem + hint)
+        chosen = set(matched)
+        return [point for point in self.hook_points() if point in chosen]
 
     # ── attaching, in TransformerLens' words ─────────────────────────────────────────────────
 

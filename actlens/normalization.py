@@ -21,6 +21,16 @@ class NormalizationMode(StrEnum):
     QUANTILE10 = "QUANTILE10"
 
 
+NEEDED_STATISTICS: Mapping[NormalizationMode, tuple[str, ...]] = {
+    NormalizationMode.IDENTITY: (),
+    NormalizationMode.MEAN_STD: ("mean", "std"),
+    NormalizationMode.MIN_MAX: ("min", "max"),
+    NormalizationMode.QUANTILES: ("q01", "q99"),
+    NormalizationMode.QUANTILE10: ("q10", "q90"),
+}
+"""What each mode computes with, by LeRobot's names."""
+
+
 @dataclass(frozen=True)
 class Affine:
     """`normalised = (x - shift) / scale + offset`, `x = (normalised - offset) * unscale + shift`.
@@ -63,13 +73,7 @@ class Affine:
             CheckpointError: if a statistic that the mode needs is missing, not finite, the wrong
                 way round (min above max) or such that it would divide by zero.
         """
-        needed = {
-            NormalizationMode.IDENTITY: (),
-            NormalizationMode.MEAN_STD: ("mean", "std"),
-            NormalizationMode.MIN_MAX: ("min", "max"),
-            NormalizationMode.QUANTILES: ("q01", "q99"),
-            NormalizationMode.QUANTILE10: ("q10", "q90"),
-        }[mode]
+        needed = NEEDED_STATISTICS[mode]
         if missing := [name for name in needed if name not in stats]:
             raise CheckpointError(
                 f"{what}: {mode} needs {' and '.join(needed)}, but {', '.join(missing)} is "

@@ -4,7 +4,7 @@ Every part is patched by itself. Many patches share one forward: they resume at 
 the part's encoder block, one batch row per patch, so that nothing before it is computed again.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
@@ -112,8 +112,8 @@ def _heads(hook: str, resume_at: int, n_heads: int) -> list[Part]:
 class SweepOptions:
     """How the sweep is run; none of it changes what is measured."""
 
-    batch_rows: int = 64
-    """Patches that share one forward."""
+    batch_rows: int = 32
+    """Patches that share one forward; more need larger temporaries, which cost page faults."""
     image_tolerance: int = 24
     """Largest channel difference (of 255) at which two pixels still count as the same."""
     min_effect: float = 1.0
@@ -139,21 +139,29 @@ class PairSweep:
 
 
 @dataclass(frozen=True)
-class _Run:
+class SceneRun:
     """One scene's forward: its actions, and the activations that patches read or resume from."""
 
     actions: Float[Tensor, "chunk joint"]
-    cache: dict[str, Tensor]
+    """Normalised."""
+    activations: Mapping[str, Float[Tensor, "batch ..."]]
     pos: Float[Tensor, "token d_model"]
 
 
-def _run(model: HookedACT, scene: Scene, hooks: Iterable[str]) -> _Run:
-    names = [*hooks, "embed.hook_pos", "hook_actions_normalized"]
+def _streams(model: HookedACT) -> list[str]:
+    """The hook points where runs resume: each encoder block's input, and the encoder's output."""
+    blocks = [f"encoder.{i}.hook_resid_pre" for i in range(model.config.n_encoder_layers)]
+    return [*blocks, "encoder.hook_out"]
+
+
+@torch.no_grad()
+def run_scene(model: HookedACT, scene: Scene, parts: Sequence[Part]) -> SceneRun:
+    """Run a scene once and keep what patching `parts` needs of it, as base and as donor."""
+    names = [*(part.hook for part in parts), *_streams(model)]
+    names += ["embed.hook_pos", "hook_actions_normalized"]
     _, cache = model.run_with_cache(scene, names_filter=list(dict.fromkeys(names)))
-    activations = dict(cache.activations)
-    return _Run(
-        activations["hook_actions_normalized"][0], activations, activations["embed.hook_pos"]
-    )
+    kept = dict(cache.activations)
+    return SceneRun(kept["hook_actions_normalized"][0], kept, kept["embed.hook_pos"])
 
 
 def differing_tokens(
@@ -214,34 +222,30 @@ def _put(
 @torch.no_grad()
 def sweep_pair(
     model: HookedACT,
-    base: Scene,
-    donor: Scene,
-    target: Scene,
+    base: SceneRun,
+    donor: SceneRun,
+    target: SceneRun,
     *,
     groups: dict[str, list[int]],
     parts: Sequence[Part],
     options: SweepOptions,
     advance: Callable[[int], None] = lambda n: None,
 ) -> PairSweep:
-    """Patch every part of `donor` into a run of `base`, and project on `base -> target`.
+    """Patch every part of `donor` into `base`, and project on the difference `base -> target`.
 
-    For denoising base is the corrupt scene and donor = target the clean one. For the null the donor
-    is another scene than the target.
+    For denoising base is the corrupt scene's run and donor = target the clean one's. For the null
+    the donor is another scene's than the target.
 
     Args:
         groups: token indices by group name, for parts with a group.
         advance: told how many patches were done, for progress bars.
     """
-    hooks = {part.hook for part in parts}
-    streams = [f"encoder.{i}.hook_resid_pre" for i in range(model.config.n_encoder_layers)]
-    streams.append("encoder.hook_out")
-    start = _run(model, base, [*hooks, *streams])
-    given = _run(model, donor, hooks)
-    goal = given.actions if donor is target else _run(model, target, ()).actions
+    streams = _streams(model)
+    goal = target.actions
     n = len(parts)
     along, moved = np.full(n, np.nan), np.full(n, np.nan)
     site_change, output_change = np.full(n, np.nan), np.full(n, np.nan)
-    whole = project(goal, start.actions, goal)
+    whole = project(goal, base.actions, goal)
     by_start: dict[int, list[tuple[int, tuple]]] = {}
     for i, part in enumerate(parts):
         index = _index(part, model.hook_point(part.hook), groups)
@@ -253,23 +257,24 @@ def sweep_pair(
             per_hook: dict[str, list[tuple[int, tuple]]] = {}
             for row, (i, index) in enumerate(batch):
                 per_hook.setdefault(parts[i].hook, []).append((row, index))
-                change = given.cache[parts[i].hook][0][index] - start.cache[parts[i].hook][0][index]
-                site_change[i] = float(change.abs().max())
+                given, was = (r.activations[parts[i].hook][0][index] for r in (donor, base))
+                site_change[i] = float((given - was).abs().max())
             edits = [
-                (hook, partial(_put, given.cache[hook], rows)) for hook, rows in per_hook.items()
+                (hook, partial(_put, donor.activations[hook], rows))
+                for hook, rows in per_hook.items()
             ]
-            resid = start.cache[streams[layer]].expand(len(batch), -1, -1)
+            resid = base.activations[streams[layer]].expand(len(batch), -1, -1)
             with model.hooks(fwd_hooks=edits):
-                actions = model.resume_normalized(resid, start.pos, layer=layer)
-            shares = project(actions, start.actions, goal)
+                actions = model.resume_normalized(resid, base.pos, layer=layer)
+            shares = project(actions, base.actions, goal)
             which = [i for i, _ in batch]
             along[which] = shares.along.numpy(force=True)
             moved[which] = shares.moved.numpy(force=True)
-            output_change[which] = (actions - start.actions).abs().amax((-1, -2)).numpy(force=True)
+            output_change[which] = (actions - base.actions).abs().amax((-1, -2)).numpy(force=True)
             advance(len(batch))
     advance(n - sum(map(len, by_start.values())))
     goal_units, start_units = (
-        model.normalizer.unnormalize(ACTION_KEY, chunk) for chunk in (goal, start.actions)
+        model.normalizer.unnormalize(ACTION_KEY, chunk) for chunk in (goal, base.actions)
     )
     effect = float(rms(goal_units - start_units))
     return PairSweep(along, moved, site_change, output_change, float(whole.total), effect)
@@ -455,13 +460,15 @@ def patch_pairs(
     null = []
     for pair in kept:
         groups = _token_groups(model, pair, options.image_tolerance)
-        run = partial(
+        sweep = partial(
             sweep_pair, model, groups=groups, parts=parts, options=options, advance=advance
         )
-        sweeps[Direction.DENOISE].append(run(pair.corrupt, pair.clean, pair.clean))
-        sweeps[Direction.NOISE].append(run(pair.clean, pair.corrupt, pair.corrupt))
+        clean, corrupt = (run_scene(model, scene, parts) for scene in (pair.clean, pair.corrupt))
+        sweeps[Direction.DENOISE].append(sweep(corrupt, clean, clean))
+        sweeps[Direction.NOISE].append(sweep(clean, corrupt, corrupt))
         if with_null and pair.unrelated_corrupt is not None:
-            null.append(run(pair.corrupt, pair.unrelated_corrupt, pair.clean))
+            unrelated = run_scene(model, pair.unrelated_corrupt, parts)
+            null.append(sweep(corrupt, unrelated, clean))
     return PatchingResult(
         parts,
         {direction: tuple(done_sweeps) for direction, done_sweeps in sweeps.items()},

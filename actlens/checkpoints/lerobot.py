@@ -8,15 +8,14 @@ from pathlib import Path
 from actlens.checkpoints.architecture import expected_shapes
 from actlens.checkpoints.checkpoint import Checkpoint
 from actlens.checkpoints.files import listed, quoted
+from actlens.checkpoints.lerobot_buffers import is_buffer, read_buffers
 from actlens.checkpoints.lerobot_config import CONFIG_FILE, LeRobotConfig, read_lerobot_config
-from actlens.checkpoints.lerobot_normalization import (
+from actlens.checkpoints.lerobot_processors import (
     POSTPROCESSOR_FILE,
     PREPROCESSOR_FILE,
-    Normalization,
-    is_buffer,
-    read_buffers,
     read_processors,
 )
+from actlens.checkpoints.lerobot_statistics import LeRobotNormalization
 from actlens.checkpoints.sidecar import SIDECAR_FILE, read_sidecar
 from actlens.checkpoints.weights import (
     Header,
@@ -170,7 +169,7 @@ def _renaming_notes(names: Mapping[str, str]) -> list[str]:
     return [f"{len(renamed)} tensors have an older name, such as {quoted(renamed[0])}."]
 
 
-def read_normalization(folder: Path, config: LeRobotConfig, header: Header) -> Normalization:
+def read_normalization(folder: Path, config: LeRobotConfig, header: Header) -> LeRobotNormalization:
     """The normalisation, from wherever the layout keeps it.
 
     Raises:

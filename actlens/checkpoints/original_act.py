@@ -4,11 +4,7 @@ A `policy_best.ckpt` is a pickled state dict without any configuration, and the 
 `dataset_stats.pkl` beside it. Sizes are inferred from shapes; what shapes cannot say is asked for.
 """
 
-import pickle
 import re
-import struct
-import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -20,10 +16,11 @@ from torch import Tensor
 from actlens.checkpoints.architecture import expected_shapes
 from actlens.checkpoints.checkpoint import Checkpoint
 from actlens.checkpoints.files import listed, quoted
+from actlens.checkpoints.pickled_weights import read_state_dict
 from actlens.checkpoints.statistics_pickle import read_statistics_pickle, require_statistics
 from actlens.checkpoints.weights import require_equal, require_finite, sha256_of
 from actlens.config import ACTION_KEY, IMAGE_PREFIX, STATE_KEY, ACTConfig, Backbone, Camera
-from actlens.errors import CheckpointError, ConfigError, UnsafeFileError
+from actlens.errors import CheckpointError, ConfigError
 from actlens.normalization import Affine, NormalizationMode
 
 STATISTICS_FILE = "dataset_stats.pkl"
@@ -96,7 +93,7 @@ def count_backbones(path: Path) -> int:
         UnsafeFileError: if the pickle asks for more than tensors; nothing of it was run.
         CheckpointError: if the file is missing, damaged, or no original ACT's.
     """
-    return _rename(path, _read_state(path))[1]
+    return _rename(path, read_state_dict(path))[1]
 
 
 def read_original(path: Path, options: OriginalOptions) -> Checkpoint:
@@ -107,7 +104,7 @@ def read_original(path: Path, options: OriginalOptions) -> Checkpoint:
         CheckpointError: if a file is missing or damaged, the tensors are no original ACT's, or the
             camera names were not given.
     """
-    state = _read_state(path)
+    state = read_state_dict(path)
     notes = [
         f"{path.name} does not say its number of heads; {options.n_heads} are assumed.",
         "Dilation cannot be told from the weights; none is assumed.",
@@ -145,66 +142,6 @@ def read_original(path: Path, options: OriginalOptions) -> Checkpoint:
         sha256=sha256_of(path),
         notes=tuple(notes),
     )
-
-
-# What torch.load(weights_only=True) was seen to raise on damaged files, beside UnpicklingError.
-_DAMAGED = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OSError,
-    RecursionError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    struct.error,
-    zipfile.BadZipFile,
-)
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    """The state dict, by torch's restricted unpickler and no other."""
-    try:
-        # torch warns of other pickle protocols than its own, which then load or not.
-        with warnings.catch_warnings(action="ignore"):
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's message recommends the unsafe way; ours must not.
-        asked = re.search(r"GLOBAL (\S+)", str(error))
-        what = (
-            f"asks for {quoted(asked[1])}"
-            if asked
-            else "holds instructions that a state dict does not need"
-        )
-        raise UnsafeFileError(
-            f"{path}: refused, because its pickle {what}; nothing of it was run. An original ACT "
-            "checkpoint is a state dict of tensors alone."
-        ) from None
-    except _DAMAGED as error:
-        raise CheckpointError(
-            f"{path}: is no PyTorch state dict ({type(error).__name__}: {quoted(error)})."
-        ) from error
-    if not isinstance(state, dict) or not state:
-        raise CheckpointError(f"{path}: must hold a state dict, found {type(state).__name__}.")
-    for key, tensor in state.items():
-        if not isinstance(key, str) or not isinstance(tensor, Tensor):
-            raise CheckpointError(
-                f"{path}: {quoted(key)} is a {type(tensor).__name__}, not a tensor; give the state "
-                "dict itself."
-            )
-        if tensor.layout is not torch.strided or tensor.dtype not in (
-            torch.float32,
-            torch.float16,
-            torch.bfloat16,
-        ):
-            raise CheckpointError(
-                f"{path}: {quoted(key)} has dtype {tensor.dtype}; weights must be float32, float16 "
-                "or bfloat16."
-            )
-    return {key: tensor.detach().contiguous() for key, tensor in state.items()}
 
 
 def _rename(path: Path, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], int]:

@@ -15,8 +15,9 @@ from torch import Tensor
 from actlens.checkpoints.architecture import expected_shapes
 from actlens.checkpoints.checkpoint import Checkpoint
 from actlens.checkpoints.lerobot import WEIGHTS_FILE
-from actlens.checkpoints.lerobot_config import CONFIG_FILE, FeatureKind, to_lerobot_json
-from actlens.checkpoints.lerobot_normalization import (
+from actlens.checkpoints.lerobot_config import CONFIG_FILE, to_lerobot_json
+from actlens.checkpoints.lerobot_features import FeatureKind
+from actlens.checkpoints.lerobot_processors import (
     DEVICE,
     NORMALIZER,
     POSTPROCESSOR_FILE,

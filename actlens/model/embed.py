@@ -82,10 +82,11 @@ class Embed(nn.Module):
         if self.joint_trunk and inputs.images:
             features = self._joint_features(inputs.images)
         else:
-            features = [
+            # One camera after the other, so that hooks fire in the order in which they are listed.
+            features = (
                 self._features(image, hooks)
                 for image, hooks in zip(inputs.images, all_hooks, strict=True)
-            ]
+            )
         for feature, hooks in zip(features, all_hooks, strict=True):
             pixels = hooks.hook_tokens(self.image_proj(feature).flatten(2).transpose(1, 2))
             tokens.append(pixels.transpose(0, 1))

@@ -27,6 +27,8 @@ class BundleConfig:
     evaluation: Path
     dataset: str
     """The bundled dataset that it was trained on."""
+    note: str = ""
+    """What a reader should know before repeating the training."""
 
 
 def _command(config: dict[str, Any], dataset: str, warm_start: str | None) -> str:
@@ -88,6 +90,7 @@ def card(config: BundleConfig) -> str:
             f"seed {asked['seed']}.",
         ]
         warm_start = f"stage{number}"
+    lines += ["", config.note] if config.note else []
     options = evaluation["config"]
     lines += [
         "",

@@ -301,7 +301,7 @@ def test_random_damage_to_statistics_is_refused_or_harmless(tmp_path):
 def test_random_damage_to_a_checkpoint_is_refused_or_complete(tmp_path, monkeypatch):
     import random
 
-    from actlens.checkpoints.original_act import _read_state
+    from actlens.checkpoints.pickled_weights import read_state_dict
 
     rng = random.Random(0)
     path = tmp_path / "policy_best.ckpt"
@@ -318,7 +318,7 @@ def test_random_damage_to_a_checkpoint_is_refused_or_complete(tmp_path, monkeypa
                 bytes(damaged[: rng.choice([len(damaged), rng.randrange(len(damaged))])])
             )
             try:
-                state = _read_state(path)
+                state = read_state_dict(path)
             except CheckpointError:
                 continue
             assert all(isinstance(tensor, torch.Tensor) for tensor in state.values())

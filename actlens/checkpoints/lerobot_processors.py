@@ -1,8 +1,8 @@
-"""LeRobot's normalisation, from processor files (0.4 on) or from among the weights (before)."""
+"""LeRobot's normalisation since 0.4: two processor files and the statistics that they name."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from actlens.checkpoints.files import did_you_mean, inside, listed, quoted, read_json
-from actlens.checkpoints.lerobot_config import Feature, FeatureKind
+from actlens.checkpoints.lerobot_features import Feature, FeatureKind
+from actlens.checkpoints.lerobot_statistics import LeRobotNormalization, Statistics, to_affine
 from actlens.checkpoints.weights import read_header, read_tensors
 from actlens.config import ACTION_KEY
 from actlens.errors import CheckpointError, UnsafeFileError
@@ -31,29 +32,8 @@ _STEPS = {
 # Statistics are a few numbers by feature.
 _STATISTICS_LIMIT = 2**22
 
-Statistics = Mapping[str, Mapping[str, Tensor]]
 
-# Where LeRobot up to 0.3.3 kept them, and up to which epsilon was a constant in its code.
-BUFFER_PREFIXES = (
-    "normalize_inputs.buffer_",
-    "normalize_targets.buffer_",
-    "unnormalize_outputs.buffer_",
-)
-_BUFFER_EPS = 1e-8
-
-
-@dataclass(frozen=True)
-class Normalization:
-    """How a checkpoint normalises: the maps, and everything needed to write them back."""
-
-    affines: Mapping[str, Affine]
-    statistics: Statistics
-    eps: float
-    renames: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
-
-
-def read_processors(folder: Path, features: tuple[Feature, ...]) -> Normalization:
+def read_processors(folder: Path, features: tuple[Feature, ...]) -> LeRobotNormalization:
     """The normalisation of LeRobot 0.4 to 0.6: two JSON files and the statistics they name.
 
     Steps are found by their registry name, wherever they stand. Only LeRobot's own steps for ACT
@@ -97,7 +77,7 @@ def read_processors(folder: Path, features: tuple[Feature, ...]) -> Normalizatio
         if cast not in (None, "float32", "float"):
             notes.append(f"{path} casts to {quoted(cast)} in LeRobot; actlens does not.")
     statistics = {**unnormalizer.statistics, **normalizer.statistics}
-    return Normalization(affines, statistics, normalizer.eps, renames, tuple(notes))
+    return LeRobotNormalization(affines, statistics, normalizer.eps, renames, tuple(notes))
 
 
 @dataclass(frozen=True)
@@ -137,7 +117,7 @@ class _Step:
                 f"is {mode}; statistics exist for {listed(self.statistics) or 'nothing'}."
                 f"{_lookalike(feature.key, self.statistics, self.state_path or self.path)}"
             )
-        return _affine(feature, mode, statistics, eps=self.eps, what=what)
+        return to_affine(feature, mode, statistics, eps=self.eps, what=what)
 
 
 def _lookalike(key: str, names: Mapping[str, Any], path: Path) -> str:
@@ -149,32 +129,6 @@ def _lookalike(key: str, names: Mapping[str, Any], path: Path) -> str:
                 f"rename it to {quoted(key)} in {path.name} (and in the other processor file)."
             )
     return did_you_mean(key, names)
-
-
-def _affine(
-    feature: Feature,
-    mode: NormalizationMode,
-    statistics: Mapping[str, Tensor],
-    *,
-    eps: float,
-    what: str,
-    eps_in_every_range: bool = False,
-) -> Affine:
-    """The map from statistics of the right shape; `(3,)` for images is read as `(3, 1, 1)`."""
-    wanted = feature.statistics_shape
-    shaped = {}
-    for name, tensor in statistics.items():
-        if feature.kind is FeatureKind.VISUAL and tuple(tensor.shape) == wanted[:1]:
-            tensor = tensor.reshape(wanted)
-        needed = name in {"mean", "std", "min", "max", "q01", "q99", "q10", "q90"}
-        if needed and tuple(tensor.shape) != wanted:
-            raise CheckpointError(
-                f"{what}: {name} must have shape {wanted}, found {tuple(tensor.shape)}."
-            )
-        shaped[name] = tensor
-    return Affine.from_stats(
-        mode, shaped, eps=eps, what=what, eps_in_every_range=eps_in_every_range
-    )
 
 
 def _contradictions(
@@ -309,68 +263,3 @@ def _read_statistics(path: Path) -> Statistics:
         key, _, statistic = name.rpartition(".")
         statistics.setdefault(key, {})[statistic] = tensor
     return statistics
-
-
-def is_buffer(name: str) -> bool:
-    """Whether a tensor of the weights file is a statistic of LeRobot up to 0.3.3."""
-    return name.startswith(BUFFER_PREFIXES)
-
-
-def read_buffers(
-    path: Path, features: tuple[Feature, ...], buffers: Mapping[str, Tensor]
-) -> Normalization:
-    """The normalisation of LeRobot up to 0.3.3, whose statistics are among the weights.
-
-    Their names spell the features with `_` for `.`; each is matched against the declared features,
-    never turned back, because `side_cam` and `side.cam` are spelt alike.
-
-    Args:
-        path: the weights file, for messages.
-        features: what `config.json` declares.
-        buffers: the tensors that `is_buffer` accepts, by their names in the file.
-
-    Raises:
-        CheckpointError: if a statistic belongs to no declared feature, or a feature lacks one.
-    """
-    owners = {feature.key.replace(".", "_"): feature.key for feature in features}
-    statistics: dict[str, dict[str, Tensor]] = {}
-    problems = []
-    for name, tensor in buffers.items():
-        prefix = next(prefix for prefix in BUFFER_PREFIXES if name.startswith(prefix))
-        spelt, _, statistic = name.removeprefix(prefix).rpartition(".")
-        if spelt not in owners:
-            problems.append(
-                f"{path}: {quoted(name)} is a statistic of no declared feature; config.json "
-                f"declares {listed(owners.values())}."
-            )
-            continue
-        known = statistics.setdefault(owners[spelt], {})
-        if statistic in known and not torch.equal(known[statistic], tensor):
-            problems.append(
-                f"{path}: {quoted(name)} differs from the same statistic of another step; actions "
-                "would be undone with other statistics than they were trained with."
-            )
-        known[statistic] = tensor
-    affines = {}
-    for feature in features:
-        what = f"{path}: {quoted(feature.key)}"
-        try:
-            affines[feature.key] = _affine(
-                feature,
-                feature.mode,
-                statistics.get(feature.key, {}),
-                eps=_BUFFER_EPS,
-                what=what,
-                eps_in_every_range=True,
-            )
-        except CheckpointError as error:
-            problems.append(str(error))
-    if problems:
-        raise CheckpointError("\n".join(problems))
-    notes = ()
-    if any(affine.mode is NormalizationMode.MIN_MAX for affine in affines.values()):
-        notes = (
-            "LeRobot up to 0.3.3 adds 1e-8 to every MIN_MAX range and later releases do not: a "
-            "copy saved for them normalises a range of width w by 1e-8 / w differently.",
-        )
-    return Normalization(affines, statistics, _BUFFER_EPS, notes=notes)
