@@ -82,6 +82,7 @@ def examine_statistics(seen: Examination, affines: Mapping[str, Affine]) -> None
 
 
 def examine_dead(seen: Examination, checkpoint: Checkpoint) -> None:
+    """Tensors of the file that inference never reads."""
     layers = {name.split(".")[2] for name in checkpoint.dead_weights if name.startswith("decoder.")}
     if layers:
         n = sum(tensor.numel() for tensor in checkpoint.dead_weights.values())

@@ -1,0 +1,63 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = (
+    "av",
+    "h5py",
+    "lerobot",
+    "matplotlib",
+    "mujoco",
+    "nnsight",
+    "pandas",
+    "pyarrow",
+    "rich",
+    "scipy",
+    "sklearn",
+    "torchvision",
+    "transformers",
+    "tyro",
+)
+
+# CPU time of this process, not of the clock on the wall: a busy machine makes no difference to it.
+MEASURE = """
+import json, resource, sys
+import torch
+before, start = set(sys.modules), resource.getrusage(resource.RUSAGE_SELF)
+{statement}
+end = resource.getrusage(resource.RUSAGE_SELF)
+print(json.dumps({{
+    "seconds": end.ru_utime + end.ru_stime - start.ru_utime - start.ru_stime,
+    "imported": sorted({{name.split(".")[0] for name in set(sys.modules) - before}}),
+}}))
+"""
+
+
+def measure(statement):
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", MEASURE.format(statement=statement)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("statement", ["import actlens", "from actlens import HookedACT"])
+def test_importing_loads_no_heavy_package(statement):
+    assert [name for name in HEAVY if name in measure(statement)["imported"]] == []
+
+
+def test_importing_takes_under_three_tenths_of_a_second_on_top_of_torch():
+    # The best of three: the first import after an installation writes bytecode.
+    seconds = [measure("from actlens import HookedACT")["seconds"] for _ in range(3)]
+    assert min(seconds) < 0.3, seconds
+
+
+def test_importing_prints_nothing_and_defines_names_only():
+    statement = "import warnings; hooks = warnings.showwarning, sys.excepthook; import actlens; "
+    statement += "assert hooks == (warnings.showwarning, sys.excepthook)"
+    measure(statement)  # its output must be JSON and nothing else
