@@ -32,6 +32,7 @@ from actlens.config import ACTION_KEY, STATE_KEY, ACTConfig
 from actlens.errors import CheckpointError
 from actlens.normalization import Affine, NormalizationMode
 
+_CARD_FILE = "README.md"
 _PREPROCESSOR_STATE = "policy_preprocessor_step_3_normalizer_processor.safetensors"
 _POSTPROCESSOR_STATE = "policy_postprocessor_step_0_unnormalizer_processor.safetensors"
 
@@ -42,8 +43,8 @@ def save_checkpoint(
     """Write a checkpoint where LeRobot's `from_pretrained` and its robots can use it.
 
     Weights and statistics keep every bit and their dtypes. A new folder appears whole or not at
-    all; in an existing one each file is replaced whole, and a reader refuses the folder while only
-    some are.
+    all; in an existing one each file but its model card is replaced whole, and a reader refuses the
+    folder while only some are.
 
     Args:
         checkpoint: what to save; its weights must be complete and finite. `dead_weights` have no
@@ -109,7 +110,7 @@ def _contents(checkpoint: Checkpoint) -> dict[str, bytes]:
         PREPROCESSOR_FILE: _json(_preprocessor(checkpoint, written)),
         POSTPROCESSOR_FILE: _json(_postprocessor(checkpoint, written)),
         CONFIG_FILE: _json(written),
-        "README.md": _card(checkpoint).encode(),
+        _CARD_FILE: _card(checkpoint).encode(),
         SIDECAR_FILE: Sidecar(config.joints, source=checkpoint.source).to_json().encode(),
     }
 
@@ -236,7 +237,7 @@ def _json(content: Mapping[str, Any]) -> bytes:
 
 
 def _safetensors(tensors: Mapping[str, Tensor]) -> bytes:
-    # A clone each, because safetensors refuses tensors that share memory, as views do.
+    # A clone each, because safetensors refuses names that share memory.
     return save(
         {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     )
@@ -261,4 +262,5 @@ def _publish(staging: Path, target: Path, files: Mapping[str, bytes]) -> None:
     _write(unfinished, Sidecar((), complete=False).to_json().encode())
     unfinished.replace(target / SIDECAR_FILE)
     for name in files:
-        (staging / name).replace(target / name)
+        if name != _CARD_FILE or not (target / name).exists():
+            (staging / name).replace(target / name)

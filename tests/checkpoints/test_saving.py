@@ -124,11 +124,11 @@ def test_joint_names_and_renames_come_back(folder, tmp_path):
 
 def test_weights_that_share_memory_are_saved(folder, tmp_path):
     first = load_checkpoint(folder)
-    shared = torch.randn(2, 8)
-    weights = dict(first.weights)
-    weights["decoder.norm.weight"], weights["decoder.norm.bias"] = shared[0], shared[1]
+    shared = torch.randn(8)
+    weights = {**first.weights, "decoder.norm.weight": shared, "decoder.norm.bias": shared}
     again = load_checkpoint(save_checkpoint(replace(first, weights=weights), tmp_path / "saved"))
-    assert torch.equal(again.weights["decoder.norm.bias"], shared[1])
+    assert torch.equal(again.weights["decoder.norm.weight"], shared)
+    assert torch.equal(again.weights["decoder.norm.bias"], shared)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +204,14 @@ def test_own_folders_are_replaced_and_others_if_asked(folder, tmp_path):
     (folder / "train_config.json").write_text("{}")
     assert_same(load_checkpoint(save_checkpoint(changed, folder, overwrite=True)), changed)
     assert (folder / "train_config.json").exists()
+
+
+def test_a_model_card_that_somebody_wrote_is_kept(folder, tmp_path):
+    checkpoint = load_checkpoint(folder)
+    saved = save_checkpoint(checkpoint, tmp_path / "saved")
+    (saved / "README.md").write_text("My policy.")
+    save_checkpoint(checkpoint, saved)
+    assert (saved / "README.md").read_text() == "My policy."
 
 
 def test_an_empty_folder_and_missing_parents_are_fine(folder, tmp_path):

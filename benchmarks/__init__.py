@@ -1,0 +1,1 @@
+"""What looking costs, and how HookedACT compares with a network without hooks."""
