@@ -420,6 +420,16 @@ def test_hooks_that_a_resumed_run_cannot_reach_are_errors(model, observe):
         model.resume(cache["encoder.1.hook_resid_pre"], cache["embed.hook_pos"], layer=1)
 
 
+def test_a_run_that_breaks_off_at_its_very_end_does_not_make_hooks_silent(model, observe):
+    def fail(activation, hook):
+        raise ZeroDivisionError
+
+    hooks = [("hook_actions", fail), ("hook_actions", lambda a, hook: a * 0)]
+    with model.hooks(fwd_hooks=hooks), pytest.raises(ZeroDivisionError):
+        model(observe(model))
+    assert [receipt.fired for receipt in model.receipts] == [1, 0]
+
+
 def test_a_hook_on_the_cvae_is_an_error_at_inference(model, observe):
     with pytest.raises(HookNeverFired, match=r"never reached vae\.hook_mu"):
         model.run_with_hooks(observe(model), fwd_hooks=[("vae.hook_mu", lambda a, hook: a * 0)])
