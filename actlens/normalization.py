@@ -135,7 +135,3 @@ class Normalizer(nn.Module):
         if key not in self.features or self.modes[key] is NormalizationMode.IDENTITY:
             return x
         return (x - self.offsets[key]) * self._part("unscale", key) + self._part("shift", key)
-
-    def action_scale(self, key: str) -> Float[Tensor, "..."]:
-        """Dataset units per normalised unit (a *difference* of actions is scaled by this alone)."""
-        return self._part("unscale", key)

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from actlens.errors import ActlensError, SceneError
 from actlens.matmul import fastest_float32_matmul
@@ -27,6 +28,7 @@ from actlens.patching import Direction, PatchingResult, SweepOptions, patch_pair
 from actlens.provenance import provenance, scenes_hash, write_json
 from actlens.report.heatmaps import save_heatmaps
 from actlens.report.patching import render_patching
+from actlens.report.plain import plain
 from actlens.scene import ScenePair
 from actlens.scenes.bundled import load_pairs
 from actlens.scenes.dataset import open_dataset
@@ -187,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         result, model, origin = run(config, progress)
     except ActlensError as error:
-        progress.print(f"{type(error).__name__}: {error}", style="red", markup=False)
+        progress.print(Text(plain(f"{type(error).__name__}: {error}"), style="red"))
         return 3
     except KeyboardInterrupt:
         progress.print("interrupted; nothing was written")

@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from torch import nn
 
 from actlens.errors import HookNameError, HookNeverFired, HookReturnError
-from actlens.hooks import HookedRootModule, HookPoint
+from actlens.hooked_module import HookedRootModule
+from actlens.hooks import HookPoint
 
 
 class Block(nn.Module):

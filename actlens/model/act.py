@@ -1,6 +1,6 @@
 """HookedACT: the Action Chunking Transformer with a hook point on every activation."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +13,8 @@ from actlens.cache import ActivationCache
 from actlens.checkpoints.checkpoint import Checkpoint
 from actlens.config import ACTION_KEY, STATE_KEY, ACTConfig
 from actlens.errors import CheckpointError, SceneError
-from actlens.hooks import HookedRootModule, HookPoint, NamesFilter
+from actlens.hooked_module import HookedRootModule, NamesFilter
+from actlens.hooks import HookPoint
 from actlens.model.action_queue import Clock, new_queue
 from actlens.model.attention import Attention
 from actlens.model.decoder import Decoder
@@ -465,6 +466,3 @@ class HookedACT(HookedRootModule):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.fused = fused
-
-
-ForwardFunction = Callable[[Observation], Actions]

@@ -2,7 +2,7 @@
 
 import re
 
-from actlens.hooks import HookedRootModule
+from actlens.hooked_module import HookedRootModule
 
 _FIRST = re.compile(r"^(encoder|decoder|vae)\.0\.")
 _LATER = re.compile(r"^(encoder|decoder|vae)\.[1-9]\d*\.")

@@ -7,7 +7,7 @@ gripper closes, since a generous gripper forgives 20 mm.
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -85,9 +85,10 @@ def position_kinds(
     kinds: dict[str, list[tuple[float, float]]] = {}
     if dataset is not None:
         known = sorted(set(demonstrated_positions(dataset)))
-        # Five fixed positions are jittered by float32 only: take the declared ones.
-        few = [p for p in FIVE_POSITIONS if any(np.hypot(*np.subtract(p, q)) < 1e-3 for q in known)]
-        seen = few if len(few) == len(FIVE_POSITIONS) and len(known) < 60 else known
+        # A recording at the five fixed positions holds them in float32: take the declared ones.
+        near = lambda p, q: np.hypot(*np.subtract(p, q)) < 1e-3
+        fixed = all(any(near(p, q) for q in FIVE_POSITIONS) for p in known)
+        seen = list(FIVE_POSITIONS) if fixed else known
         kinds["demonstrated positions"] = [seen[i % len(seen)] for i in range(n)]
     names = {
         Region.TRAIN: "new positions, demonstrated cells",
@@ -119,7 +120,6 @@ def evaluate(
     """Roll the policy out from every kind of cube position."""
     env = PickCube(height=config.height, width=config.width)
     results = []
-    # Only inference steps need pictures; the queue answers the others.
     try:
         for kind, positions in position_kinds(config, dataset).items():
             success, error = [], []
@@ -143,8 +143,6 @@ def evaluate(
 
 def main(argv: list[str] | None = None) -> int:
     """Roll out, print the table, write the figures."""
-    import dataclasses
-
     import tyro
     from rich.console import Console
     from rich.progress import Progress
@@ -158,7 +156,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(config.threads)
     model = HookedACT.from_pretrained(config.policy)
     if config.n_action_steps is not None:
-        model.config = dataclasses.replace(model.config, n_action_steps=config.n_action_steps)
+        model.config = replace(model.config, n_action_steps=config.n_action_steps)
     dataset = None if config.dataset is None else open_dataset(config.dataset)
     with Progress(console=Console(stderr=True)) as bars:
         tasks = {}

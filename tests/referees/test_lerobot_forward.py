@@ -19,15 +19,6 @@ def lerobot_outputs(run_lerobot, tmp_path_factory):
     }
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Both sides on one thread: the number of threads decides how sums are split."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def build(spec, saved):
     from actlens.config import ACTConfig, Activation, Backbone, Camera
     from actlens.model.act import HookedACT

@@ -7,14 +7,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def base():
     """A small two-camera policy with statistics away from 0 and 1."""

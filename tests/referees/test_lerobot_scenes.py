@@ -62,7 +62,6 @@ def test_single_scenes_equal_items_too(lerobot):
         assert_equal(dataset.scene(*address, chunk=CHUNK), items, i)
 
 
-@pytest.mark.skipif(not bundled_datasets(), reason="no dataset is bundled yet")
 def test_the_bundled_dataset_reads_as_lerobot_reads_it(lerobot):
     items = load_file(lerobot / "folder.safetensors")
     dataset = open_dataset(bundled_datasets()[0])

@@ -17,8 +17,9 @@ import pytest
 import torch
 from torch import nn
 
-from actlens import hooks as ours
 from actlens.errors import HookNameError, HookNeverFired, HookReturnError
+from actlens.hooked_module import HookedRootModule
+from actlens.hooks import HookPoint
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +78,7 @@ def build(library):
 
 @pytest.fixture
 def mine():
-    return build(ours)
+    return build(SimpleNamespace(HookedRootModule=HookedRootModule, HookPoint=HookPoint))
 
 
 @pytest.fixture
