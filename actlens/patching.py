@@ -20,7 +20,7 @@ from actlens.errors import SceneError
 from actlens.hooks import HookPoint
 from actlens.metrics import project, rms
 from actlens.model.act import HookedACT
-from actlens.scene import Scene, ScenePair, stack
+from actlens.scene import Scene, ScenePair
 from actlens.statistics import false_discovery, pooled_ratio, sign_flip_p
 
 
@@ -273,10 +273,7 @@ def sweep_pair(
             output_change[which] = (actions - base.actions).abs().amax((-1, -2)).numpy(force=True)
             advance(len(batch))
     advance(n - sum(map(len, by_start.values())))
-    goal_units, start_units = (
-        model.normalizer.unnormalize(ACTION_KEY, chunk) for chunk in (goal, base.actions)
-    )
-    effect = float(rms(goal_units - start_units))
+    effect = action_difference(model, target, base)
     return PairSweep(along, moved, site_change, output_change, float(whole.total), effect)
 
 
@@ -410,11 +407,10 @@ def _nanmax(values: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(values).any(1), np.nan_to_num(values, nan=-np.inf).max(1), np.nan)
 
 
-@torch.no_grad()
-def action_difference(model: HookedACT, pair: ScenePair) -> float:
-    """Root mean square difference of the two scenes' action chunks, in dataset units."""
-    clean, corrupt = model(stack([pair.clean, pair.corrupt]))
-    return float(rms(clean - corrupt))
+def action_difference(model: HookedACT, one: SceneRun, other: SceneRun) -> float:
+    """Root mean square difference of two scenes' action chunks, in dataset units."""
+    first, second = (model.normalizer.unnormalize(ACTION_KEY, run.actions) for run in (one, other))
+    return float(rms(first - second))
 
 
 def patch_pairs(
@@ -435,46 +431,48 @@ def patch_pairs(
         SceneError: if no pair is left whose two action chunks differ enough.
     """
     options = options or SweepOptions()
-    effects = [action_difference(model, pair) for pair in pairs]
-    kept = [p for p, effect in zip(pairs, effects, strict=True) if effect >= options.min_effect]
-    left_out = tuple(
-        (p, effect) for p, effect in zip(pairs, effects, strict=True) if effect < options.min_effect
-    )
-    if not kept:
-        raise SceneError(
-            f"The two actions of {'the pair' if len(pairs) == 1 else f'all {len(pairs)} pairs'} "
-            f"differ by less than {options.min_effect:g} (largest {max(effects, default=0):.3g}), "
-            "so there is nothing to restore: choose scenes that differ more, or lower min_effect."
-        )
-    with_null = all(pair.unrelated_corrupt is not None for pair in kept)
+    with_null = all(pair.unrelated_corrupt is not None for pair in pairs)
     parts = parts_of(model)
-    total = len(parts) * len(kept) * (3 if with_null else 2)
+    per_pair = len(parts) * (3 if with_null else 2)
     done = 0
 
     def advance(n: int) -> None:
         nonlocal done
         done += n
-        progress(done, total)
+        progress(done, per_pair * len(pairs))
 
     sweeps: dict[Direction, list[PairSweep]] = {direction: [] for direction in Direction}
-    null = []
-    for pair in kept:
+    null, kept, left_out = [], [], []
+    for pair in pairs:
+        clean, corrupt = (run_scene(model, scene, parts) for scene in (pair.clean, pair.corrupt))
+        effect = action_difference(model, clean, corrupt)
+        if effect < options.min_effect:
+            left_out.append((pair, effect))
+            advance(per_pair)
+            continue
+        kept.append(pair)
         groups = _token_groups(model, pair, options.image_tolerance)
         sweep = partial(
             sweep_pair, model, groups=groups, parts=parts, options=options, advance=advance
         )
-        clean, corrupt = (run_scene(model, scene, parts) for scene in (pair.clean, pair.corrupt))
         sweeps[Direction.DENOISE].append(sweep(corrupt, clean, clean))
         sweeps[Direction.NOISE].append(sweep(clean, corrupt, corrupt))
         if with_null and pair.unrelated_corrupt is not None:
             unrelated = run_scene(model, pair.unrelated_corrupt, parts)
             null.append(sweep(corrupt, unrelated, clean))
+    if not kept:
+        largest = max((effect for _, effect in left_out), default=0.0)
+        raise SceneError(
+            f"The two actions of {'the pair' if len(pairs) == 1 else f'all {len(pairs)} pairs'} "
+            f"differ by less than {options.min_effect:g} (largest {largest:.3g}), "
+            "so there is nothing to restore: choose scenes that differ more, or lower min_effect."
+        )
     return PatchingResult(
         parts,
         {direction: tuple(done_sweeps) for direction, done_sweeps in sweeps.items()},
         tuple(null),
         tuple(kept),
-        left_out,
+        tuple(left_out),
         kept[0].differs_in,
         {camera: model.tokens.grid(camera) for camera in model.tokens.cameras},
         options,

@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from rich.text import Text
 
 from actlens.errors import ActlensError, SceneError
-from actlens.matmul import fastest_float32_matmul
+from actlens.matmul import fastest_float32_matmul, keep_freed_memory
 from actlens.model.act import HookedACT
 from actlens.patching import Direction, PatchingResult, SweepOptions, patch_pairs
 from actlens.provenance import provenance, scenes_hash, write_json
@@ -119,6 +119,7 @@ def choose_pairs(config: Config, model: HookedACT) -> tuple[ScenePair, ...]:
 def run(config: Config, console: Console) -> tuple[PatchingResult, HookedACT, dict]:
     """Load, patch, and say what it took; `console` shows progress."""
     began = time.monotonic()
+    reuses_memory = keep_freed_memory()
     model = HookedACT.from_pretrained(
         config.policy.path, revision=config.policy.revision, device=config.policy.device
     )
@@ -145,6 +146,7 @@ def run(config: Config, console: Console) -> tuple[PatchingResult, HookedACT, di
         "scenes_sha256": scenes_hash(scenes),
         "pairs": [[pair.clean.address, pair.corrupt.address] for pair in result.pairs],
         "matmul": dataclasses.asdict(matmul),
+        "keeps_freed_memory": reuses_memory,
         "patches": len(result.parts) * len(result.pairs) * (3 if result.null else 2),
     }
     return result, model, provenance(model, config, seconds=time.monotonic() - began, facts=facts)
