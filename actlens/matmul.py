@@ -5,7 +5,6 @@ On some CPUs torch's default library runs at half the speed of oneDNN, which
 TF32. So it is measured, speed and error, before it is used.
 """
 
-import ctypes
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -73,19 +72,3 @@ def fastest_float32_matmul() -> Generator[MatmulChoice]:
         yield choice
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def keep_freed_memory() -> bool:
-    """Let freed buffers be used again instead of going back to the system; for whole programs.
-
-    glibc returns every large buffer at once, so that each activation costs fresh page faults. The
-    setting holds for the process until it ends: programs call it, the library never does.
-
-    Returns:
-        Whether the C library took the setting (glibc does, others do not).
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    trim_threshold, mmap_max = -1, -4  # malloc.h
-    return bool(mallopt(mmap_max, 0)) and bool(mallopt(trim_threshold, 2**31 - 1))

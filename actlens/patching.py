@@ -421,7 +421,7 @@ def patch_pairs(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> PatchingResult:
-    """Patch every part of every pair in both directions, and the null where pairs have donors.
+    """Patch every part of every pair in both directions, and the null if all pairs have donors.
 
     Args:
         pairs: from independent episodes; each is one cluster of the intervals.

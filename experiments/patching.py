@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from actlens.allocator import keep_freed_memory
 from actlens.errors import ActlensError, SceneError
-from actlens.matmul import fastest_float32_matmul, keep_freed_memory
+from actlens.matmul import fastest_float32_matmul
 from actlens.model.act import HookedACT
 from actlens.patching import Direction, PatchingResult, SweepOptions, patch_pairs
 from actlens.provenance import provenance, scenes_hash, write_json
