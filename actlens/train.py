@@ -267,7 +267,7 @@ def to_checkpoint(
         stats,
         EPS,
         raw_config={"type": "act", "kl_weight": config.kl_weight},
-        source=str(config.output_dir),
+        source=config.output_dir.name,  # its path means nothing on another machine
     )
 
 

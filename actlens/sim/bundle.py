@@ -2,17 +2,16 @@
 
 `python -m actlens.sim.bundle --name NAME --stages RUN … --evaluation FILE` copies the last stage's
 policy and writes its README from each stage's `train_config.json` and `training.jsonl`, and from
-what `actlens.sim.evaluate --output FILE` measured. No figure is typed by hand.
+what `actlens.sim.evaluate --output FILE` measured. Only `--note` is typed by hand.
 """
 
 import json
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from actlens.checkpoints import load_checkpoint
-from actlens.checkpoints.sidecar import SIDECAR_FILE, read_sidecar
 from actlens.train import CONFIG_FILE, LOG_FILE, POLICY_FOLDER
 
 POLICIES = Path(__file__).parents[1] / "bundled" / "policies"
@@ -29,7 +28,7 @@ class BundleConfig:
     dataset: str
     """The bundled dataset that it was trained on."""
     note: str = ""
-    """What a reader should know before repeating the training."""
+    """What a reader should know before repeating the training; figures with their command."""
 
 
 def _command(config: dict[str, Any], dataset: str, warm_start: str | None) -> str:
@@ -131,10 +130,6 @@ def main(argv: list[str] | None = None) -> int:
     text = card(config)
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(config.stages[-1] / POLICY_FOLDER, target)
-    sidecar = read_sidecar(target)
-    assert sidecar is not None  # every training run writes one
-    # Its source is the run's folder on the machine that trained it, which means nothing elsewhere.
-    (target / SIDECAR_FILE).write_text(replace(sidecar, source=config.name).to_json())
     (target / "README.md").write_text(text)
     (target / "evaluation.json").write_text(config.evaluation.read_text())
     Console().print(f"bundled as {target.name}")
