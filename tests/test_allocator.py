@@ -12,12 +12,10 @@ import torch
 from actlens.allocator import keep_freed_memory
 if {keep}:
     assert keep_freed_memory()
-def work():
-    [torch.ones(16, 1024, 1024) for _ in range(2)]
-work()
+torch.ones(16, 1024, 1024)  # leaves a hole with room to spare; small buffers settle in it at first
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-for _ in range(5):
-    work()
+for _ in range(40):
+    torch.ones(12, 1024, 1024)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
@@ -29,4 +27,4 @@ def page_faults(*, keep):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
 def test_kept_memory_is_used_again_without_page_faults():
-    assert page_faults(keep=True) < 0.1 * page_faults(keep=False)
+    assert page_faults(keep=True) < 0.2 * page_faults(keep=False)
