@@ -39,3 +39,7 @@ class HookNeverFired(ActlensError, RuntimeError):
 
 class HookReturnError(ActlensError, ValueError):
     """A hook returned something that cannot stand in for the activation it was given."""
+
+
+class InterventionError(ActlensError, ValueError):
+    """An intervention does not fit the network, its donors, or its own description."""

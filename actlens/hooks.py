@@ -277,24 +277,48 @@ class HookPoint(nn.Module):
     ) -> tuple[Any, ...]:
         """The positional index that `where`, keyed by axis name, stands for.
 
+        Values are numbers, slices, or sequences of numbers; sequences on several axes select all
+        their combinations.
+
         Raises:
             HookNameError: if the activation has no axis of that name, or if an index or span lies
-                outside an activation of the given shape.
+                outside an activation of the given shape, selects nothing, or is named twice.
         """
         if foreign := sorted(where.keys() - set(self.axes)):
             raise HookNameError(
                 f"{self.name} has axes ({', '.join(self.axes)}); it has no {', '.join(foreign)}."
             )
         for axis, size in zip(self.axes, () if shape is None else shape, strict=False):
-            chosen = where.get(axis)
-            outside = isinstance(chosen, int) and not -size <= chosen < size
+            chosen = where.get(axis, slice(None))
             # torch would give an empty part, on which every intervention is a silent no-op.
-            if outside or (isinstance(chosen, slice) and not range(size)[chosen]):
-                shown = f"{chosen.start}:{chosen.stop}" if isinstance(chosen, slice) else chosen
+            if isinstance(chosen, slice):
+                outside, shown = not range(size)[chosen], f"{chosen.start}:{chosen.stop}"
+            else:
+                entries = (chosen,) if isinstance(chosen, int) else tuple(chosen)
+                wrong = [i for i in entries if not -size <= i < size]
+                outside = not entries or bool(wrong)
+                shown = ", ".join(map(str, wrong)) or "an empty set"
+                if len({i % size for i in entries}) < len(entries) and not outside:
+                    raise HookNameError(
+                        f"{self.name}: the set on axis {axis!r} names an entry twice: {entries}."
+                    )
+            if outside:
                 raise HookNameError(
                     f"{self.name}: axis {axis!r} has {size} entries; {shown} selects none."
                 )
-        return tuple(where.get(axis, slice(None)) for axis in self.axes)
+        index = [where.get(axis, slice(None)) for axis in self.axes]
+        sets = [i for i, chosen in enumerate(index) if not isinstance(chosen, int | slice)]
+        if len(sets) > 1 and shape is not None:
+            # Sets with a span in between would move to the front: make the span a set as well.
+            for i in range(sets[0], sets[-1]):
+                if isinstance(span := index[i], slice):
+                    index[i] = range(shape[i])[span]
+            sets = [i for i, chosen in enumerate(index) if not isinstance(chosen, int | slice)]
+        for order, i in enumerate(sets):
+            # Each set lies along an axis of its own, so that torch takes every combination.
+            alone = [-1 if other == order else 1 for other in range(len(sets))]
+            index[i] = torch.as_tensor(list(index[i])).reshape(alone)
+        return tuple(index)
 
     def __repr__(self) -> str:
         bits = [] if self.name is None else [f"name={self.name!r}"]

@@ -81,20 +81,30 @@ def shared_models():
     return {}
 
 
-@pytest.fixture
-def make_model(make_config, shared_models):
-    """HookedACT of the tiny config (with changes), in eval mode; shared, so leave it as it was."""
+@pytest.fixture(scope="session")
+def new_model(make_config):
+    """A HookedACT of its own of the tiny config (with changes), in eval mode."""
     from actlens.model.act import HookedACT
+
+    def make(**changes):
+        torch.manual_seed(0)
+        generator = torch.Generator().manual_seed(1)
+        config = make_config(**changes)
+        model = HookedACT(config, statistics(config, generator)).eval()
+        perturb(model, generator)
+        return model
+
+    return make
+
+
+@pytest.fixture
+def make_model(new_model, shared_models):
+    """HookedACT of the tiny config (with changes), in eval mode; shared, so leave it as it was."""
 
     def make(**changes):
         key = repr(sorted(changes.items()))
         if key not in shared_models:
-            torch.manual_seed(0)
-            generator = torch.Generator().manual_seed(1)
-            config = make_config(**changes)
-            model = HookedACT(config, statistics(config, generator)).eval()
-            perturb(model, generator)
-            shared_models[key] = model
+            shared_models[key] = new_model(**changes)
         return shared_models[key]
 
     yield make

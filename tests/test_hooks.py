@@ -390,11 +390,36 @@ def test_an_axis_named_twice_is_refused():
         ({"feature": -5}, "-5 selects none"),
         ({"feature": slice(4, 9)}, "4:9 selects none"),
         ({"batch": slice(2, 1)}, "2:1 selects none"),
+        ({"feature": (0, 4, 9)}, "4, 9 selects none"),
+        ({"feature": ()}, "an empty set selects none"),
+        ({"feature": (3, -1)}, "names an entry twice"),
     ],
 )
 def test_an_index_outside_the_activation_is_an_error(toy, where, message):
     with pytest.raises(HookNameError, match=message):
         toy.hook_point("blocks.0.hook_in").index(where, (3, 4))
+
+
+def test_sets_select_every_combination_in_the_order_of_the_axes():
+    point = HookPoint("batch head query token")
+    x = torch.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    for where in (
+        {"head": (2, 0)},
+        {"head": (2, 0), "token": (1, 4, 3)},
+        {"head": (2, 0), "query": slice(1, 3), "token": (1, 4)},
+        {"batch": (1,), "query": 2, "token": (-1, 0)},
+        {"batch": (1, 0), "head": (1,), "query": (3, 0), "token": slice(2, None)},
+    ):
+        expected = x
+        for axis in reversed(range(4)):  # the referee selects one axis after the other
+            chosen = where.get(point.axes[axis])
+            if isinstance(chosen, tuple):
+                expected = expected.index_select(axis, torch.tensor(chosen) % x.shape[axis])
+            elif isinstance(chosen, int):
+                expected = expected.select(axis, chosen)
+            elif chosen is not None:
+                expected = expected.narrow(axis, chosen.start, len(range(x.shape[axis])[chosen]))
+        assert torch.equal(x[point.index(where, x.shape)], expected), where
 
 
 # ── attaching and removing ───────────────────────────────────────────────────────────────────

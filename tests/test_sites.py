@@ -51,6 +51,12 @@ TOP = slice(2, 8)
         (ACTIONS, "joint=gripper", {"joint": 2}),
         (ACTIONS, "chunk=0:5, 1", {"chunk": slice(0, 5), "joint": 1}),
         (LATENT, "", {}),
+        (STREAM, "{state, top[1,2]}", {"token": (1, 7)}),
+        (STREAM, "{state, side, 0}", {"token": (1, 8, 0)}),
+        (STREAM, "token={state 4:7}", {"token": (1, 4, 5, 6)}),
+        (HEADS, "head={0,2}, top", {"head": (0, 2), "token": TOP}),
+        (NEURONS, "{5, 5, 3}", {"neuron": (5, 3)}),
+        (ACTIONS, "joint={gripper, pan}", {"joint": (2, 0)}),
     ],
 )
 def test_selectors_mean_what_they_say(point, selectors, where):
@@ -75,6 +81,12 @@ def test_selectors_mean_what_they_say(point, selectors, where):
         (STREAM, "elbow", "'elbow' is not a token"),
         (STREAM, "top[1,2", "is not a selector"),
         (ACTIONS, "joint=elbow", "0:10 or one of pan, lift, gripper"),
+        (STREAM, "{}", "an empty set selects nothing"),
+        (STREAM, "{state, elbow}", "'elbow' is not a token"),
+        (STREAM, "token={3:}", "need both ends"),
+        (STREAM, "token={3:-1}", "the second larger"),
+        (STREAM, "{state", "is not a selector"),
+        (LATENT, "{state}", "none of them holds tokens"),
     ],
 )
 def test_selectors_that_mean_nothing_are_errors(point, selectors, message):
@@ -101,7 +113,8 @@ def test_an_unclosed_bracket_is_an_error(address):
 
 
 bounds = st.none() | st.integers(-5, 5)
-index = st.integers(-5, 5) | st.builds(slice, bounds, bounds)
+several = st.lists(st.integers(-5, 5), min_size=1, max_size=4, unique=True).map(tuple)
+index = st.integers(-5, 5) | st.builds(slice, bounds, bounds) | several
 
 
 @given(st.dictionaries(st.sampled_from(["batch", "head", "query", "token"]), index))

@@ -25,6 +25,7 @@ from actlens.model.token_major import LayerNorm
 from actlens.model.vae import VAEEncoder
 from actlens.normalization import Normalizer
 from actlens.scene import Observation, Scene
+from actlens.sites import Site, parse_where, split_address
 from actlens.tokens import TokenMap
 
 Actions = Float[Tensor, "batch chunk joint"]
@@ -417,6 +418,16 @@ class HookedACT(HookedRootModule):
         return self.normalizer.normalize(key, value)
 
     # ── looking inside ───────────────────────────────────────────────────────────────────────
+
+    def site(self, address: str) -> Site:
+        """The part of an activation that an address such as `encoder.1.hook_out[top[3,7]]` names.
+
+        Raises:
+            HookNameError: if the hook point, an axis, a token or a joint does not exist.
+        """
+        name, selectors = split_address(address)
+        point = self.hook_point(name)
+        return Site(point.name or "", parse_where(selectors, point, self.tokens))
 
     def run_with_cache(
         self,

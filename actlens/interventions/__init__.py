@@ -1,0 +1,44 @@
+"""Interventions: what to change, into what, and when; made exactly, at the least cost.
+
+scene = run_scene(model, corrupt)
+donors = {"clean": run_scene(model, clean)}
+site = model.site("encoder.1.hook_resid_pre[top[3,7]]")
+effects = run(model, scene, [Intervention.at(site, FromScene("clean"))], donors)
+"""
+
+from actlens.interventions.engine import Effects, activations_under, run
+from actlens.interventions.intervention import ALWAYS, Edit, Intervention, Schedule
+from actlens.interventions.plain_hooks import as_hooks
+from actlens.interventions.scene_run import SceneRun, mean_of, run_scene
+from actlens.interventions.sources import (
+    Call,
+    Constant,
+    Direction,
+    FromScene,
+    GaussianNoise,
+    Source,
+    Subspace,
+    random_subspace,
+)
+
+__all__ = [
+    "ALWAYS",
+    "Call",
+    "Constant",
+    "Direction",
+    "Edit",
+    "Effects",
+    "FromScene",
+    "GaussianNoise",
+    "Intervention",
+    "SceneRun",
+    "Schedule",
+    "Source",
+    "Subspace",
+    "activations_under",
+    "as_hooks",
+    "mean_of",
+    "random_subspace",
+    "run",
+    "run_scene",
+]

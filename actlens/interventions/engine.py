@@ -1,0 +1,278 @@
+"""Run many interventions on one scene without recomputing what they cannot change.
+
+Interventions at the same hook points share their operations, one batch row each. Everything before
+the first edit comes from the base run; so does all that no edit reaches (the decoder's queries,
+under an edit of the tokens); single changed tokens pass their first attention by an exact update.
+"""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from actlens.errors import InterventionError
+from actlens.hooks import HookPoint, Receipt
+from actlens.interventions.evaluate import evaluate, steps
+from actlens.interventions.intervention import Edit, Intervention
+from actlens.interventions.network import Attend, Op, network
+from actlens.interventions.rows import Rows, Value
+from actlens.interventions.scene_run import SceneRun
+from actlens.interventions.softmax_update import LARGEST_SHARE
+from actlens.interventions.sources import Call, Moment
+from actlens.model.act import HookedACT
+
+ACTIONS = "hook_actions_normalized"
+DEFAULT_BUDGET = 256 * 2**20
+_POSITIONS = ("token", "query", "chunk")
+
+
+@dataclass(frozen=True)
+class Effects:
+    """What each of several interventions did, in the order in which they were given."""
+
+    actions: Float[Tensor, "intervention chunk joint"]
+    """Normalised action chunks."""
+    changed: Int[np.ndarray, " intervention"]
+    """Elements that differ from the run's own at the edited parts."""
+    site_change: Float[np.ndarray, " intervention"]
+    """Largest absolute change at the edited parts."""
+    output_change: Float[np.ndarray, " intervention"]
+    """Largest absolute change of the normalised actions."""
+
+    def receipts(self, interventions: Sequence[Intervention]) -> tuple[Receipt, ...]:
+        """One per intervention; every edit is made exactly once."""
+        return tuple(
+            Receipt(str(given), len(given.edits), int(changed), float(site), float(output))
+            for given, changed, site, output in zip(
+                interventions, self.changed, self.site_change, self.output_change, strict=True
+            )
+        )
+
+
+@torch.no_grad()
+def run(
+    model: HookedACT,
+    base: SceneRun,
+    interventions: Sequence[Intervention],
+    donors: Mapping[str, SceneRun] | None = None,
+    *,
+    memory_budget: int = DEFAULT_BUDGET,
+    advance: Callable[[int], None] = lambda n: None,
+) -> Effects:
+    """The action chunk under each of the interventions, each made by itself.
+
+    Args:
+        base: the scene to intervene on.
+        donors: the runs that sources name, by role.
+        memory_budget: bytes that the temporaries of one batch may take; it does not change results
+            beyond float rounding.
+        advance: told how many interventions were done, for progress bars.
+
+    Raises:
+        InterventionError: if an intervention does not fit the network or the donors, or one alone
+            needs more memory than the budget.
+        HookNameError: if a site does not exist.
+    """
+    planned = [_plan(model, base, intervention) for intervention in interventions]
+    groups: dict[tuple[tuple[str, ...], int], list[int]] = {}
+    for i, plan in enumerate(planned):
+        groups.setdefault((plan.names, plan.positions), []).append(i)
+    tally = _Tally(len(planned))
+    actions = base.actions.new_empty((len(planned), *base.actions.shape))
+    for (names, positions), members in groups.items():
+        ops = steps(network(model, names), names, (ACTIONS,))
+        rows = _rows_within(memory_budget, ops, base)
+        for start in range(0, len(members), rows):
+            batch = members[start : start + rows]
+            edits = _Edits([planned[i] for i in batch], batch, base, donors or {}, tally)
+            changes = {name: partial(edits.at, model.hook_point(name), positions) for name in names}
+            value = evaluate(ops, base, changes, (ACTIONS,)).get(ACTIONS)
+            actions[batch] = _whole(value, base[ACTIONS])
+            advance(len(batch))
+    difference = (actions - base.actions).abs().flatten(1).amax(1)
+    return Effects(actions, tally.changed, tally.site_change, difference.numpy(force=True))
+
+
+@torch.no_grad()
+def activations_under(
+    model: HookedACT,
+    base: SceneRun,
+    intervention: Intervention,
+    wanted: Collection[str],
+    donors: Mapping[str, SceneRun] | None = None,
+    *,
+    frozen: Collection[str] = (),
+) -> SceneRun:
+    """What some hook points hold under one intervention.
+
+    Args:
+        frozen: hook points that keep the base run's value whatever happens before them.
+
+    Raises:
+        InterventionError: if the intervention does not fit the network or the donors.
+        HookNameError: if a hook point does not exist.
+    """
+    plan = _plan(model, base, intervention)
+    points = {_canonical(model, name) for name in wanted}
+    held = {_canonical(model, name) for name in frozen} - set(plan.names)
+    ops = steps(network(model, {*plan.names, *points, *held}), plan.names, points, held)
+    edits = _Edits([plan], [0], base, donors or {}, _Tally(1))
+    changes = {
+        name: partial(edits.at, model.hook_point(name), plan.positions) for name in plan.names
+    }
+    found = evaluate(ops, base, changes, points)
+    return SceneRun({name: _whole(found.get(name), base[name]) for name in points})
+
+
+class _Tally:
+    """Receipts while they are being counted."""
+
+    def __init__(self, n: int):
+        self.changed = np.zeros(n, dtype=np.int64)
+        self.site_change = np.zeros(n)
+
+    def record(self, numbers: Sequence[int], before: Tensor, after: Tensor) -> None:
+        """Count what edits changed, one batch row per intervention.
+
+        Infinities and NaNs that stayed are no change.
+        """
+        different = (after != before) & ~((before != before) & (after != after))
+        change = torch.where(different, (after - before).abs(), 0).reshape(len(numbers), -1).amax(1)
+        self.changed[numbers] += different.reshape(len(numbers), -1).sum(1).numpy(force=True)
+        known = self.site_change[numbers]
+        self.site_change[numbers] = np.maximum(known, change.numpy(force=True))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One intervention's edits by hook point, under the points' own names."""
+
+    edits: Mapping[str, tuple[Edit, ...]]
+    positions: int
+    """How many positions (tokens or queries) its one edit replaces, if it does only that and they
+    are few; else 0."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The hook points it edits."""
+        return tuple(sorted(self.edits))
+
+
+def _canonical(model: HookedACT, name: str) -> str:
+    return model.hook_point(name).name or ""
+
+
+def _plan(model: HookedACT, base: SceneRun, intervention: Intervention) -> _Plan:
+    edits: dict[str, tuple[Edit, ...]] = {}
+    for edit in intervention.edits:
+        name = _canonical(model, edit.site.name)
+        if "batch" in edit.site.where:
+            raise InterventionError(
+                f"{edit.site}: the engine makes each intervention on one scene, so there is no "
+                "batch to select from: leave 'batch' out."
+            )
+        if name == "hook_actions":
+            raise InterventionError(
+                f"{edit.site} lies after the normalised actions, in which effects are measured: "
+                f"edit {ACTIONS} instead, in units of the demonstrations' spread."
+            )
+        edits[name] = (*edits.get(name, ()), edit)
+    if len(intervention.edits) > 1:  # the order of several edits is kept on whole activations only
+        return _Plan(edits, 0)
+    (edit,) = intervention.edits
+    return _Plan(edits, _replaced(edit, model.hook_point(edit.site.name), base))
+
+
+def _replaced(edit: Edit, point: HookPoint, base: SceneRun) -> int:
+    """How many positions an edit replaces, if it does only that and they are few; else 0."""
+    if len(point.axes) < 3 or point.axes[0] != "batch" or point.axes[1] not in _POSITIONS:
+        return 0
+    chosen = edit.site.where.get(point.axes[1])
+    if len(edit.site.where) > 1 or chosen is None or isinstance(chosen, slice):
+        return 0
+    if isinstance(edit.source, Call):  # is shown the very part that a hook would show it
+        return 0
+    count = 1 if isinstance(chosen, int) else len(chosen)
+    return count if count <= LARGEST_SHARE * base[point.name or ""].shape[1] else 0
+
+
+@dataclass(frozen=True)
+class _Edits:
+    """A batch of interventions on one scene, one row each."""
+
+    plans: Sequence[_Plan]
+    numbers: Sequence[int]
+    base: SceneRun
+    donors: Mapping[str, SceneRun]
+    tally: _Tally
+
+    def at(self, point: HookPoint, positions: int, value: Value | None) -> Value:
+        """What a hook point holds after its edits; the `Change` of `evaluate`."""
+        own = self.base[point.name or ""]
+        if value is None and positions:
+            return self._rows(point, own)
+        edited = _whole(value, own).expand(len(self.plans), *own.shape[1:])
+        edited = edited.clone(memory_format=torch.contiguous_format)
+        batched = point.axes[:1] == ("batch",)
+        for row, plan in enumerate(self.plans):
+            one = edited[row : row + 1] if batched else edited[row]
+            for edit in plan.edits[point.name or ""]:
+                index = point.index(edit.site.where, one.shape)
+                before = one[index].clone()
+                after = edit.source.value(before, Moment(point, index, self.donors))
+                one[index] = after
+                self.tally.record([self.numbers[row]], before[None], after[None])
+        return edited
+
+    def _rows(self, point: HookPoint, own: Tensor) -> Rows:
+        """Whole positions replaced, and nothing else touched."""
+        index, before, after = [], [], []
+        for plan in self.plans:
+            (edit,) = plan.edits[point.name or ""]
+            chosen = edit.site.where[point.axes[1]]
+            assert not isinstance(chosen, slice)
+            entries = (chosen,) if isinstance(chosen, int) else chosen
+            at = point.index({point.axes[1]: entries}, own.shape)
+            part = own[at]
+            after.append(edit.source.value(part, Moment(point, at, self.donors)))
+            before.append(part)
+            index.append([i % own.shape[1] for i in entries])
+        rows = Rows(torch.tensor(index, device=own.device), torch.cat(after))
+        self.tally.record(self.numbers, torch.cat(before), rows.values)
+        return rows
+
+
+def _whole(value: Value | None, base: Float[Tensor, "1 ..."]) -> Float[Tensor, "batch ..."]:
+    if value is None:
+        return base
+    return value.dense(base) if isinstance(value, Rows) else value
+
+
+def _rows_within(budget: int, ops: Sequence[Op], base: SceneRun) -> int:
+    """How many interventions fit a batch: the largest operation's inputs, output and scratch.
+
+    Raises:
+        InterventionError: if not even one does.
+    """
+    largest = max((_bytes_per_row(op, base) for op in ops), default=1)
+    if largest > budget:
+        raise InterventionError(
+            f"One intervention alone needs {largest / 2**20:.0f} MiB of temporaries; the memory "
+            f"budget is {budget / 2**20:.0f} MiB. Raise memory_budget."
+        )
+    return budget // largest
+
+
+def _bytes_per_row(op: Op, base: SceneRun) -> int:
+    size = lambda name: prod(base[name].shape[1:])
+    scratch = op.scratch
+    if isinstance(op, Attend):  # scores and pattern: two numbers for every query, head and key
+        keys, d_head = base[op.inputs[1]].shape[1], base[op.inputs[1]].shape[3]
+        scratch = 2 * keys / d_head
+    elements = sum(map(size, op.inputs)) + (1 + scratch) * size(op.output)
+    return int(elements * base[ACTIONS].element_size())
