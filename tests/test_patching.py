@@ -150,8 +150,8 @@ def test_scene_free_parts_carry_nothing(camera_policy):
 
 def test_the_result_does_not_depend_on_how_many_patches_share_a_forward(camera_policy):
     runs = [
-        patch_pairs(camera_policy, [camera_pair()], options=SweepOptions(rows, min_effect=0.0))
-        for rows in (1, 7, 64)
+        patch_pairs(camera_policy, [camera_pair()], options=SweepOptions(budget, min_effect=0.0))
+        for budget in (30_000, 200_000, 2**28)
     ]
     for other in runs[1:]:
         np.testing.assert_allclose(
@@ -230,3 +230,56 @@ def test_heatmap_has_the_cameras_grid_and_the_tables_values(camera_policy):
 def test_per_pair_holds_every_direction_pair_and_part(camera_policy):
     result = patch_pairs(camera_policy, [camera_pair(0), camera_pair(1)], options=ANY_EFFECT)
     assert len(result.per_pair()) == 2 * 2 * len(parts_of(camera_policy))
+
+
+def test_an_allowed_error_is_audited_and_kept(camera_policy):
+    pairs = [camera_pair(0), camera_pair(1)]
+    exact = patch_pairs(camera_policy, pairs, options=ANY_EFFECT)
+    allowed = SweepOptions(min_effect=0.0, max_error=1e-3)
+    within = patch_pairs(camera_policy, pairs, options=allowed)
+    assert not exact.audits
+    assert len(within.audits) == 4
+    assert max(audit.largest for audit in within.audits) <= 1e-3
+    np.testing.assert_allclose(
+        within.frame().denoise, exact.frame().denoise, atol=0.05, equal_nan=True
+    )
+
+
+def test_the_result_does_not_depend_on_the_number_of_workers(camera_policy):
+    pairs = [camera_pair(i) for i in range(3)]
+    options = SweepOptions(min_effect=0.0, max_error=1e-3)
+    one, three = (
+        patch_pairs(camera_policy, pairs, options=options, workers=n).per_pair() for n in (1, 3)
+    )
+    np.testing.assert_allclose(one.restored, three.restored, atol=1e-6, equal_nan=True)
+
+
+def test_workers_give_torch_its_threads_back(camera_policy):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        patch_pairs(camera_policy, [camera_pair(0), camera_pair(1)], options=ANY_EFFECT)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_failure_in_one_pair_ends_the_run_with_that_failure(camera_policy):
+    broken = ScenePair(camera_scene(0), Scene({"observation.state": torch.zeros(6)}), "nothing")
+    with pytest.raises(SceneError, match=r"observation\.images\.top"):
+        patch_pairs(
+            camera_policy, [camera_pair(0), broken, camera_pair(1)], options=ANY_EFFECT, workers=2
+        )
+
+
+def test_progress_reaches_the_total(camera_policy):
+    seen = []
+    patch_pairs(
+        camera_policy,
+        [camera_pair(0), camera_pair(1)],
+        options=ANY_EFFECT,
+        workers=2,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen[-1][0] == seen[-1][1] == 2 * 2 * len(parts_of(camera_policy))
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)

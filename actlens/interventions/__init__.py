@@ -6,6 +6,7 @@ site = model.site("encoder.1.hook_resid_pre[top[3,7]]")
 effects = run(model, scene, [Intervention.at(site, FromScene("clean"))], donors)
 """
 
+from actlens.interventions.budget import Audit, run_within
 from actlens.interventions.engine import Effects, activations_under, run
 from actlens.interventions.intervention import ALWAYS, Edit, Intervention, Schedule
 from actlens.interventions.plain_hooks import as_hooks
@@ -13,19 +14,19 @@ from actlens.interventions.scene_run import SceneRun, mean_of, run_scene
 from actlens.interventions.sources import (
     Call,
     Constant,
-    Direction,
     FromScene,
     GaussianNoise,
     Source,
+    Steering,
     Subspace,
     random_subspace,
 )
 
 __all__ = [
     "ALWAYS",
+    "Audit",
     "Call",
     "Constant",
-    "Direction",
     "Edit",
     "Effects",
     "FromScene",
@@ -34,6 +35,7 @@ __all__ = [
     "SceneRun",
     "Schedule",
     "Source",
+    "Steering",
     "Subspace",
     "activations_under",
     "as_hooks",
@@ -41,4 +43,5 @@ __all__ = [
     "random_subspace",
     "run",
     "run_scene",
+    "run_within",
 ]

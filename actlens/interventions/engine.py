@@ -43,6 +43,8 @@ class Effects:
     """Largest absolute change at the edited parts."""
     output_change: Float[np.ndarray, " intervention"]
     """Largest absolute change of the normalised actions."""
+    left_out: Float[np.ndarray, " intervention"]
+    """Norm of the relative movements of tokens that a tolerance left out; 0 where exact."""
 
     def receipts(self, interventions: Sequence[Intervention]) -> tuple[Receipt, ...]:
         """One per intervention; every edit is made exactly once."""
@@ -61,6 +63,7 @@ def run(
     interventions: Sequence[Intervention],
     donors: Mapping[str, SceneRun] | None = None,
     *,
+    tolerance: float = 0.0,
     memory_budget: int = DEFAULT_BUDGET,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Effects:
@@ -69,6 +72,8 @@ def run(
     Args:
         base: the scene to intervene on.
         donors: the runs that sources name, by role.
+        tolerance: leave tokens as they are that move by a smaller share of their norm; 0 is exact.
+            `run_within` chooses it from an allowed error.
         memory_budget: bytes that the temporaries of one batch may take; it does not change results
             beyond float rounding.
         advance: told how many interventions were done, for progress bars.
@@ -91,11 +96,18 @@ def run(
             batch = members[start : start + rows]
             edits = _Edits([planned[i] for i in batch], batch, base, donors or {}, tally)
             changes = {name: partial(edits.at, model.hook_point(name), positions) for name in names}
-            value = evaluate(ops, base, changes, (ACTIONS,)).get(ACTIONS)
-            actions[batch] = _whole(value, base[ACTIONS])
+            neglect = partial(tally.neglect, batch)
+            found = evaluate(ops, base, changes, (ACTIONS,), tolerance, neglect)
+            actions[batch] = _whole(found.get(ACTIONS), base[ACTIONS])
             advance(len(batch))
     difference = (actions - base.actions).abs().flatten(1).amax(1)
-    return Effects(actions, tally.changed, tally.site_change, difference.numpy(force=True))
+    return Effects(
+        actions,
+        tally.changed,
+        tally.site_change,
+        difference.numpy(force=True),
+        np.sqrt(tally.squares_left_out),
+    )
 
 
 @torch.no_grad()
@@ -135,6 +147,11 @@ class _Tally:
     def __init__(self, n: int):
         self.changed = np.zeros(n, dtype=np.int64)
         self.site_change = np.zeros(n)
+        self.squares_left_out = np.zeros(n)
+
+    def neglect(self, numbers: Sequence[int], squares: Float[Tensor, " intervention"]) -> None:
+        """Note what a tolerance left out of one layer."""
+        self.squares_left_out[numbers] += squares.numpy(force=True)
 
     def record(self, numbers: Sequence[int], before: Tensor, after: Tensor) -> None:
         """Count what edits changed, one batch row per intervention.
@@ -242,9 +259,9 @@ class _Edits:
             after.append(edit.source.value(part, Moment(point, at, self.donors)))
             before.append(part)
             index.append([i % own.shape[1] for i in entries])
-        rows = Rows(torch.tensor(index, device=own.device), torch.cat(after))
-        self.tally.record(self.numbers, torch.cat(before), rows.values)
-        return rows
+        edited = torch.cat(after)
+        self.tally.record(self.numbers, torch.cat(before), edited)
+        return Rows.even(torch.tensor(index, device=own.device), edited)
 
 
 def _whole(value: Value | None, base: Float[Tensor, "1 ..."]) -> Float[Tensor, "batch ..."]:

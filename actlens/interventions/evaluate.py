@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from actlens.interventions.network import Attend, Op
@@ -9,6 +10,8 @@ from actlens.interventions.rows import Rows, Value
 from actlens.interventions.scene_run import SceneRun
 from actlens.interventions.softmax_update import updated
 
+LARGEST_ACTIVE_SHARE = 0.7
+"""With more positions than this moved, the whole activation is kept: picking rows costs as well."""
 Change = Callable[[Value | None], Value]
 """Takes what a hook point holds so far (None: as in the base run) to what it holds after edits."""
 
@@ -47,12 +50,17 @@ def evaluate(
     base: SceneRun,
     changes: Mapping[str, Change],
     wanted: Collection[str],
+    tolerance: float = 0.0,
+    neglect: Callable[[Tensor], None] = lambda movement: None,
 ) -> dict[str, Value]:
     """The changed activations among `wanted`; those that are missing are as in the base run.
 
     Args:
         chosen: the operations to carry out, from `steps`.
         changes: the edits by hook name.
+        tolerance: positions that attention moves by a smaller share of their stream's norm are
+            left as in the base run; 0 is exact.
+        neglect: told the squared movement that was left out, by batch row.
     """
     last_use = {name: i for i, op in enumerate(chosen) for name in op.inputs}
     changed: dict[str, Value] = {}
@@ -60,6 +68,8 @@ def evaluate(
         value = None
         if any(name in changed for name in op.inputs):
             value = compute(op, base, changed)
+            if tolerance and isinstance(op, Attend) and op.skip:
+                value = _moved_rows(op, base, changed, value, tolerance, neglect)
         if op.output in changes:
             value = changes[op.output](value)
         if value is not None:
@@ -76,15 +86,17 @@ def compute(op: Op, base: SceneRun, changed: Mapping[str, Value]) -> Value:
     given = [changed.get(name) for name in op.inputs]
     if isinstance(op, Attend):
         q, k, v = given
-        return updated(q, k, v, base, op.prefix, base.log_sum_exp)
-    rows = [value.index for value in given if isinstance(value, Rows)]
-    together = all(index is rows[0] for index in rows)
-    if op.positionwise and rows and together and not any(isinstance(v, Tensor) for v in given):
-        parts = [
-            value.values if isinstance(value, Rows) else base[name][0][rows[0]]
-            for name, value in zip(op.inputs, given, strict=True)
-        ]
-        return Rows(rows[0], op.compute(*parts))
+        return updated(q, k, v, base.attention(op.prefix))
+    if op.positionwise and (places := _common_places(op, base, given)) is not None:
+        parts = []
+        for name, value in zip(op.inputs, given, strict=True):
+            if isinstance(value, Rows) and value.shares_places(places):
+                parts.append(value.values)
+            elif isinstance(value, Rows):
+                parts.append(value.dense(base[name])[places.batch, places.index][None])
+            else:
+                parts.append(places.of(base[name]))
+        return places.holding(op.compute(*parts))
     return op.compute(
         *(
             base[name]
@@ -95,3 +107,39 @@ def compute(op: Op, base: SceneRun, changed: Mapping[str, Value]) -> Value:
             for name, value in zip(op.inputs, given, strict=True)
         )
     )
+
+
+def _common_places(op: Op, base: SceneRun, given: Sequence[Value | None]) -> Rows | None:
+    """The places at which some changed input differs from the base run, if all inputs are rows."""
+    rows = [value for value in given if isinstance(value, Rows)]
+    if not rows or any(isinstance(value, Tensor) for value in given):
+        return None
+    most = max(rows, key=lambda value: value.per_row)
+    n_positions = base[op.inputs[0]].shape[1]
+    others = (value for value in rows if not value.shares_places(most))
+    return most if all(most.covers(value, n_positions) for value in others) else None
+
+
+def _moved_rows(
+    op: Attend,
+    base: SceneRun,
+    changed: Mapping[str, Value],
+    z: Value,
+    tolerance: float,
+    neglect: Callable[[Tensor], None],
+) -> Value:
+    """Only the positions that attention moves more than the tolerance, or that differ already."""
+    before = [changed[name] for name in (*op.inputs, op.skip) if name in changed]
+    if not isinstance(z, Tensor) or any(isinstance(value, Tensor) for value in before):
+        return z
+    own = base[f"{op.prefix}.hook_z"]
+    stream = base[op.resid].flatten(2).norm(dim=-1)
+    movement = (z - own).flatten(2).norm(dim=-1) * (op.gain / stream)
+    for value in before:
+        assert isinstance(value, Rows)
+        movement[value.batch, value.index] = torch.inf
+    moved = movement > tolerance
+    if moved.float().mean() > LARGEST_ACTIVE_SHARE:
+        return z
+    neglect(movement.masked_fill(moved, 0).square().sum(1))
+    return Rows.where(moved, z)

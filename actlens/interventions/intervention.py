@@ -159,7 +159,7 @@ def _saved_source(source: Source) -> dict[str, Any]:
     if isinstance(source, Call):
         raise InterventionError(
             "A function cannot be saved: use a source that is data (FromScene, Constant, "
-            "GaussianNoise, Direction, Subspace)."
+            "GaussianNoise, Steering, Subspace)."
         )
     return {"kind": type(source).__name__, **asdict(source)}
 

@@ -48,9 +48,17 @@ class Attend(Op):
     """The mix of values from queries, keys and values, with nothing in between watched.
 
     Single changed tokens update the softmax instead of redoing it (`softmax_update`).
+
+    Attributes:
+        skip: the stream that the attention's output is added to; empty for cross-attention.
+        resid: the stream after it.
+        gain: by how much the output projection scales a typical z.
     """
 
     prefix: str = ""
+    skip: str = ""
+    resid: str = ""
+    gain: float = 1.0
 
 
 def network(model: HookedACT, touched: Collection[str]) -> tuple[Op, ...]:
@@ -248,7 +256,12 @@ class _Builder:
             mix = lambda p, v: (p @ v.transpose(1, 2)).transpose(1, 2)
             self._add(z, (pattern, v), mix, positionwise=False)
         else:
-            self.ops.append(Attend(z, (q, k, v), attend, prefix=prefix))
+            gain = float(attn.out_proj.weight.detach().norm()) / len(attn.out_proj.weight) ** 0.5
+            to_itself = skip if q_inputs == k_inputs else ""
+            attending = Attend(
+                z, (q, k, v), attend, prefix=prefix, skip=to_itself, resid=resid, gain=gain
+            )
+            self.ops.append(attending)
         project = attn.out_proj
         if self._watched(result):
             self._add(result, (z,), lambda x: torch.einsum("bqhe,hed->bqhd", x, attn.W_O))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from actlens.errors import InterventionError
 from actlens.interventions.network import QUERY_POS, TOKEN_POS, network
-from actlens.interventions.softmax_update import scores_of
+from actlens.interventions.softmax_update import BaseAttention
 from actlens.model.act import HookedACT
 from actlens.scene import Observation, Scene
 
@@ -25,7 +25,7 @@ class SceneRun(Mapping[str, Tensor]):
     ):
         self._activations = dict(activations)
         self._model = model
-        self._log_sum_exp: dict[str, Tensor] = {}
+        self._attentions: dict[str, BaseAttention] = {}
 
     @property
     def actions(self) -> Float[Tensor, "chunk joint"]:
@@ -33,12 +33,12 @@ class SceneRun(Mapping[str, Tensor]):
         return self["hook_actions_normalized"][0]
 
     @torch.no_grad()
-    def log_sum_exp(self, prefix: str) -> Float[Tensor, "1 head query"]:
-        """Of an attention's scores over its keys; computed once."""
-        if prefix not in self._log_sum_exp:
-            q, k = (self[f"{prefix}.hook_{name}"] for name in "qk")
-            self._log_sum_exp[prefix] = scores_of(q, k).logsumexp(-1)
-        return self._log_sum_exp[prefix]
+    def attention(self, prefix: str) -> BaseAttention:
+        """An attention's activations in the form in which updates read them; computed once."""
+        if prefix not in self._attentions:
+            names = (f"{prefix}.hook_{name}" for name in ("q", "k", "v", "z", "pattern"))
+            self._attentions[prefix] = BaseAttention.of(*(self[name] for name in names))
+        return self._attentions[prefix]
 
     @torch.no_grad()
     def __getitem__(self, name: str) -> Float[Tensor, "1 ..."]:

@@ -10,7 +10,7 @@ left the changed keys' old values) the row is computed anew.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +22,7 @@ SMALLEST_DENOMINATOR = 0.05
 """Rounding errors of z' grow as 1 / C; rows with a smaller C are computed anew."""
 LARGEST_RATIO = 1e30
 """Rows whose new score would overflow the ratio R are computed anew."""
-LARGEST_SHARE = 0.25
+LARGEST_SHARE = 0.15
 """With more of the keys changed than this, attention computed as a whole is faster."""
 
 
@@ -43,74 +43,71 @@ def attend(
     return (scores_of(q, k).softmax(-1) @ v.transpose(1, 2)).transpose(1, 2)
 
 
-def updated(
-    q: Value | None,
-    k: Value | None,
-    v: Value | None,
-    base: Mapping[str, Tensor],
-    prefix: str,
-    log_sum_exp: Callable[[str], Float[Tensor, "1 head query"]],
-) -> Value:
-    """The mix of values after changes; None stands for what is as in the base run.
+@dataclass(frozen=True)
+class BaseAttention:
+    """The base run's attention, in the form in which updates read it."""
 
-    Args:
-        base: the base run's activations.
-        prefix: of the attention's hook names.
-        log_sum_exp: of the base run's scores, by prefix.
-    """
-    old_q, old_k, old_v = (base[f"{prefix}.hook_{name}"] for name in "qkv")
-    rows = [x.index for x in (q, k, v) if isinstance(x, Rows)]
+    q: Float[Tensor, "1 query head d_head"]
+    k: Float[Tensor, "1 key head d_head"]
+    v: Float[Tensor, "1 key head d_head"]
+    z: Float[Tensor, "1 query head d_head"]
+    by_key: Float[Tensor, "key head query"]
+    """The pattern; what one key receives lies together."""
+    log_sum_exp: Float[Tensor, "head query"]
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, z: Tensor, pattern: Tensor) -> "BaseAttention":
+        """From activations with a batch axis of one."""
+        by_key = pattern[0].permute(2, 0, 1).contiguous()
+        return cls(q, k, v, z, by_key, scores_of(q, k)[0].logsumexp(-1))
+
+
+def updated(q: Value | None, k: Value | None, v: Value | None, base: BaseAttention) -> Value:
+    """The mix of values after changes; None stands for what is as in the base run."""
+    rows = [x for x in (q, k, v) if isinstance(x, Rows)]
     whole = any(isinstance(x, Tensor) for x in (q, k, v))
-    apart = any(index is not rows[0] for index in rows[1:])
-    keys_changed = k is not None or v is not None
-    share = rows[0].shape[1] / old_k.shape[1] if rows else 1.0
-    if whole or apart or (keys_changed and share > LARGEST_SHARE):
+    apart = any(not x.shares_places(rows[0]) for x in rows[1:])
+    if isinstance(q, Rows) and k is None and v is None:
+        return q.holding(attend(q.values, base.k, base.v))
+    n_keys = base.k.shape[1]
+    grid = None if whole or apart else rows[0].grid(n_keys)
+    if grid is None or grid.shape[1] > LARGEST_SHARE * n_keys:
         filled = (
             x.dense(old) if isinstance(x, Rows) else old if x is None else x
-            for x, old in ((q, old_q), (k, old_k), (v, old_v))
+            for x, old in ((q, base.q), (k, base.k), (v, base.v))
         )
         return attend(*filled)
-    index = rows[0]
-    if isinstance(q, Rows) and not keys_changed:
-        return Rows(index, attend(q.values, old_k, old_v))
-    new_k = k.values if isinstance(k, Rows) else old_k[0][index]
-    new_v = v.values if isinstance(v, Rows) else old_v[0][index]
-    z = _update_mix(
-        old_q, old_k, old_v, new_k, new_v, index,
-        base[f"{prefix}.hook_pattern"], base[f"{prefix}.hook_z"], log_sum_exp(prefix),
-    )  # fmt: skip
+    new_k = k.on_grid(grid, base.k) if isinstance(k, Rows) else base.k[0][grid]
+    new_v = v.on_grid(grid, base.v) if isinstance(v, Rows) else base.v[0][grid]
+    z = _update_mix(base, new_k, new_v, grid)
     if isinstance(q, Rows):
-        batch = torch.arange(len(index), device=index.device)[:, None]
-        z[batch, index] = _attend_to_changed(q.values, old_k, old_v, new_k, new_v, index)
+        batch = torch.arange(len(grid), device=grid.device)[:, None]
+        queries = q.on_grid(grid, base.q)
+        z[batch, grid] = _attend_to_changed(queries, base.k, base.v, new_k, new_v, grid)
     return z
 
 
 def _update_mix(
-    q: Float[Tensor, "1 query head d_head"],
-    k: Float[Tensor, "1 key head d_head"],
-    v: Float[Tensor, "1 key head d_head"],
+    base: BaseAttention,
     new_k: Float[Tensor, "batch changed head d_head"],
     new_v: Float[Tensor, "batch changed head d_head"],
     index: Int[Tensor, "batch changed"],
-    pattern: Float[Tensor, "1 head query key"],
-    z: Float[Tensor, "1 query head d_head"],
-    log_sum_exp: Float[Tensor, "1 head query"],
 ) -> Float[Tensor, "batch query head d_head"]:
     """z' of the module's formula at every query."""
-    ratio = (scores_of(q, new_k) - log_sum_exp[..., None]).exp()  # batch head query changed
-    before = pattern[0][:, :, index].permute(2, 0, 1, 3)
-    denominator = 1 - before.sum(-1) + ratio.sum(-1)
-    weights = torch.cat([ratio, -before], -1)
-    values = torch.cat([new_v, v[0][index]], 1).transpose(1, 2)  # batch head 2*changed d_head
-    mixed = (z.transpose(1, 2) + weights @ values) / denominator[..., None]
-    unsafe = (denominator < SMALLEST_DENOMINATOR) | ~(ratio.amax(-1) < LARGEST_RATIO)
+    before = base.by_key[index].transpose(1, 2)  # batch head changed query
+    ratio = (scores_of(new_k, base.q) - base.log_sum_exp[:, None]).exp_()
+    denominator = 1 + (ratio - before).sum(2)
+    mixed = base.z.transpose(1, 2) + ratio.transpose(2, 3) @ new_v.transpose(1, 2)
+    mixed -= before.transpose(2, 3) @ base.v[0][index].transpose(1, 2)
+    mixed /= denominator[..., None]
+    unsafe = (denominator < SMALLEST_DENOMINATOR) | ~(ratio.amax(2) < LARGEST_RATIO)
     if unsafe.any():
         batch, head, query = unsafe.nonzero(as_tuple=True)
         for h in head.unique().tolist():
             b, i = batch[head == h], query[head == h]
             one = slice(h, h + 1)
             mixed[b, h, i] = _attend_to_changed(
-                q[0, i, one][:, None], k[:, :, one], v[:, :, one],
+                base.q[0, i, one][:, None], base.k[:, :, one], base.v[:, :, one],
                 new_k[b][:, :, one], new_v[b][:, :, one], index[b],
             )[:, 0, 0]  # fmt: skip
     return mixed.transpose(1, 2)

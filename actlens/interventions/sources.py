@@ -89,7 +89,7 @@ class GaussianNoise:
 
 
 @dataclass(frozen=True)
-class Direction:
+class Steering:
     """The activation plus `scale` times a vector along its last axis: steering."""
 
     vector: tuple[float, ...]
@@ -144,8 +144,8 @@ class Call:
         return made.to(part)
 
 
-Source = FromScene | Constant | GaussianNoise | Direction | Subspace | Call
-SAVEABLE: tuple[type, ...] = (FromScene, Constant, GaussianNoise, Direction, Subspace)
+Source = FromScene | Constant | GaussianNoise | Steering | Subspace | Call
+SAVEABLE: tuple[type, ...] = (FromScene, Constant, GaussianNoise, Steering, Subspace)
 
 
 def random_subspace(width: int, dimension: int, seed: int = 0) -> Float[Tensor, "dimension width"]:

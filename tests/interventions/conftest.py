@@ -14,7 +14,7 @@ ARCHITECTURES = {
     "one_encoder_layer": {"n_encoder_layers": 1},
 }
 
-CAMERAS = (Camera("observation.images.top", 64, 128), Camera("observation.images.side", 96, 32))
+CAMERAS = (Camera("observation.images.top", 64, 256), Camera("observation.images.side", 96, 32))
 
 
 def small_trunk():

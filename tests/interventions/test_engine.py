@@ -10,7 +10,7 @@ from actlens.errors import HookNameError, InterventionError
 from actlens.interventions import (
     Call,
     Constant,
-    Direction,
+    Steering,
     Edit,
     FromScene,
     GaussianNoise,
@@ -71,7 +71,7 @@ def some_source(site, point, shape, rng):
         width = len(range(shape[-1])[chosen]) if isinstance(chosen, slice) else len(chosen)
         vector = tuple(rng.gauss(0, 1) for _ in range(width))
         basis = tuple(map(tuple, random_subspace(width, 1, seed=rng.randrange(99)).tolist()))
-        kinds += [Direction(vector, scale=0.7), Subspace(basis, "clean")]
+        kinds += [Steering(vector, scale=0.7), Subspace(basis, "clean")]
     return rng.choice(kinds)
 
 
@@ -143,7 +143,7 @@ def test_attention_that_leaves_its_token_is_computed_anew(policy, scenes):
     base, clean = (run_scene(sharp, scene) for scene in scenes)
     assert (base["encoder.0.attn.hook_pattern"] > 1 - 1e-6).any(), "the update divides by zero here"
     far = tuple(50 * x for x in random_subspace(sharp.config.d_model, 1)[0].tolist())
-    sources = (FROM_CLEAN, Constant(0.0), Direction(far), Direction(far, scale=-1.0))
+    sources = (FROM_CLEAN, Constant(0.0), Steering(far), Steering(far, scale=-1.0))
     interventions = [
         Intervention.at(Site(name, {"token": token}), source)
         for name in ("encoder.0.hook_resid_pre", "encoder.hook_out")
@@ -214,10 +214,10 @@ def test_a_budget_too_small_for_one_intervention_is_an_error_that_says_what_it_n
             InterventionError,
             "holds no encoder.hook_out",
         ),
-        (Site("encoder.hook_out"), Direction((1.0,)), InterventionError, "1 entries.*has 32"),
+        (Site("encoder.hook_out"), Steering((1.0,)), InterventionError, "1 entries.*has 32"),
         (
             Site("decoder.0.mlp.hook_post", {"neuron": 3}),
-            Direction((1.0,) * 5),
+            Steering((1.0,) * 5),
             InterventionError,
             r"neuron=\{3\}",
         ),

@@ -9,7 +9,7 @@ from actlens.errors import InterventionError
 from actlens.interventions import (
     Call,
     Constant,
-    Direction,
+    Steering,
     Edit,
     FromScene,
     GaussianNoise,
@@ -27,7 +27,7 @@ EVERYTHING = Intervention(
         Edit(Site("encoder.0.hook_resid_pre", {"token": (3, 1)}), FromScene("clean")),
         Edit(Site("encoder.1.attn.hook_z", {"head": 2, "token": slice(1, None)}), Constant(0.5)),
         Edit(Site("encoder.hook_out"), GaussianNoise(3.0, seed=4)),
-        Edit(Site("decoder.0.hook_mlp_out"), Direction((0.5, -1.0), scale=2.0)),
+        Edit(Site("decoder.0.hook_mlp_out"), Steering((0.5, -1.0), scale=2.0)),
         Edit(Site("encoder.hook_out"), Subspace(((0.6, 0.8),), "mean")),
     ),
     Schedule(start=10, stop=60, every=5),
