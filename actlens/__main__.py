@@ -52,7 +52,7 @@ def doctor(
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code."""
     return app.cli(
-        prog="actlens",
+        prog="python -m actlens",
         args=argv,
         config=(tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff),
     )

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from actlens.errors import HookNameError
-from actlens.hooks import GRAD_SUFFIX, HookPoint, did_you_mean
+from actlens.hooks import GRAD_SUFFIX, HookPoint
 from actlens.sites import parse_where, split_address
+from actlens.text import did_you_mean
 from actlens.tokens import TokenMap
 
 

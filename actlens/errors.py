@@ -25,6 +25,10 @@ class SceneError(ActlensError, ValueError):
     """An observation, a scene or a dataset does not fit the policy or its own description."""
 
 
+class DeviceError(ActlensError, RuntimeError):
+    """This machine cannot compute on the requested device."""
+
+
 class HookNameError(ActlensError, KeyError):
     """No hook point, token or axis has the requested name."""
 

@@ -25,8 +25,8 @@ from actlens.hooks import (
     LensHandle,
     Reader,
     Receipt,
-    did_you_mean,
 )
+from actlens.text import did_you_mean
 
 NamePredicate = Callable[[str], bool]
 NamesFilter = None | str | Iterable[str] | NamePredicate

@@ -5,9 +5,8 @@ of its own, so that nothing cached is ever overwritten, and it leaves a receipt 
 Nothing here knows ACT.
 """
 
-import difflib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -328,9 +327,3 @@ class HookPoint(nn.Module):
             if handles:
                 bits.append(f"{len(handles)} {kind}")
         return f"HookPoint({', '.join(bits)})"
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'a' or 'b'?` for the closest known names, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""

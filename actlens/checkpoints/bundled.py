@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from actlens.checkpoints.files import did_you_mean, quoted
 from actlens.checkpoints.lerobot_config import CONFIG_FILE
 from actlens.errors import CheckpointError
+from actlens.text import did_you_mean, quoted
 
 _POLICIES = Path(__file__).parents[1] / "bundled" / "policies"
 
@@ -24,7 +24,7 @@ def bundled_folder(name: str) -> Path:
     if name not in names:
         known = ", ".join(names) or "none"
         raise CheckpointError(
-            f"{quoted(name)} is neither a path nor a bundled policy.{did_you_mean(name, names)} "
-            f"Bundled: {known}."
+            f"{quoted(name)} is neither a path nor a bundled policy."
+            f"{did_you_mean(name, names, most=1)} Bundled: {known}."
         )
     return _POLICIES / name

@@ -1,37 +1,15 @@
 """Bytes from a checkpoint folder: bounded JSON, and file names that cannot leave the folder."""
 
-import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from actlens.errors import CheckpointError, UnsafeFileError
+from actlens.text import quoted
 
 # LeRobot's largest JSON file is a few kilobytes.
 _JSON_LIMIT = 4 * 2**20
-
-
-def quoted(text: object, limit: int = 120) -> str:
-    """The text in quotes, with control characters escaped and at most `limit` characters long.
-
-    For everything that a file says and a message repeats: a key may hold terminal commands.
-    """
-    text = str(text)
-    return repr(text if len(text) <= limit else text[: limit - 1] + "…")
-
-
-def listed(names: Iterable[object], limit: int = 5) -> str:
-    """The names quoted and joined by commas, the rest of a long list counted."""
-    names = list(names)
-    rest = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(quoted(name) for name in names[:limit]) + rest
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?`, or nothing where no known name is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {quoted(close[0])}?" if close else ""
 
 
 def read_json(path: Path) -> Mapping[str, Any]:

@@ -3,8 +3,8 @@
 import re
 from pathlib import Path
 
-from actlens.checkpoints.files import quoted
 from actlens.errors import CheckpointError
+from actlens.text import quoted
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 
@@ -41,6 +41,7 @@ def fetch_checkpoint(hub_id: str, *, revision: str | None = None) -> Path:
         at = f" at {quoted(revision)}" if revision else ""
         raise CheckpointError(
             f"{quoted(hub_id)} is no folder here, and the hub did not give it{at} "
-            f"({type(error).__name__}: {quoted(error)})."
+            f"({type(error).__name__}: {quoted(error)}). Check the name and the connection, or "
+            "download the repository and give its folder."
         ) from error
     return Path(folder)

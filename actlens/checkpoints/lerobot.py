@@ -7,7 +7,6 @@ from pathlib import Path
 
 from actlens.checkpoints.architecture import expected_shapes
 from actlens.checkpoints.checkpoint import Checkpoint
-from actlens.checkpoints.files import listed, quoted
 from actlens.checkpoints.lerobot_buffers import is_buffer, read_buffers
 from actlens.checkpoints.lerobot_config import CONFIG_FILE, LeRobotConfig, read_lerobot_config
 from actlens.checkpoints.lerobot_processors import (
@@ -28,6 +27,7 @@ from actlens.checkpoints.weights import (
 )
 from actlens.errors import CheckpointError
 from actlens.normalization import NormalizationMode
+from actlens.text import listed, quoted
 
 WEIGHTS_FILE = "model.safetensors"
 _STEP_FOLDER = "pretrained_model"

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from actlens.checkpoints.files import listed, quoted
 from actlens.checkpoints.lerobot_features import Feature
 from actlens.checkpoints.lerobot_statistics import LeRobotNormalization, to_affine
 from actlens.errors import CheckpointError
 from actlens.normalization import NormalizationMode
+from actlens.text import listed, quoted
 
 _PREFIXES = (
     "normalize_inputs.buffer_",

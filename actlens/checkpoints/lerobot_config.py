@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from actlens.checkpoints.files import did_you_mean, quoted, read_json
+from actlens.checkpoints.files import read_json
 from actlens.checkpoints.lerobot_features import (
     FIELDS,
     FIELDS_BEFORE_2025,
@@ -27,6 +27,7 @@ from actlens.config import (
 )
 from actlens.errors import CheckpointError, ConfigError
 from actlens.normalization import NormalizationMode
+from actlens.text import did_you_mean, quoted
 
 CONFIG_FILE = "config.json"
 
@@ -197,8 +198,8 @@ def _refuse_foreign(path: Path, raw: Mapping[str, Any]) -> None:
         if name not in KNOWN_FIELDS:
             raise CheckpointError(
                 f"{path}: unknown config field {quoted(name)}: no ACT of LeRobot 0.1 to 0.6.1 has "
-                f"it.{did_you_mean(name, KNOWN_FIELDS)} If a fork wrote it and it changes nothing "
-                "about the network, remove it."
+                f"it.{did_you_mean(name, KNOWN_FIELDS, most=1)} If a fork wrote it and it changes "
+                "nothing about the network, remove it."
             )
     if raw.get("use_peft"):
         raise CheckpointError(

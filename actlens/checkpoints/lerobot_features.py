@@ -6,10 +6,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from actlens.checkpoints.files import listed, quoted
 from actlens.config import ACTION_KEY, ENV_STATE_KEY, STATE_KEY, ACTConfig
 from actlens.errors import CheckpointError
 from actlens.normalization import NormalizationMode
+from actlens.text import listed, quoted
 
 FIELDS = {"input_features", "output_features", "normalization_mapping"}
 FIELDS_BEFORE_2025 = {

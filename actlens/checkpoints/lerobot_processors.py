@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from actlens.checkpoints.files import did_you_mean, inside, listed, quoted, read_json
+from actlens.checkpoints.files import inside, read_json
 from actlens.checkpoints.lerobot_features import Feature, FeatureKind
 from actlens.checkpoints.lerobot_statistics import LeRobotNormalization, Statistics, to_affine
 from actlens.checkpoints.weights import read_header, read_tensors
 from actlens.config import ACTION_KEY
 from actlens.errors import CheckpointError, UnsafeFileError
 from actlens.normalization import Affine, NormalizationMode
+from actlens.text import did_you_mean, listed, quoted
 
 PREPROCESSOR_FILE = "policy_preprocessor.json"
 POSTPROCESSOR_FILE = "policy_postprocessor.json"
@@ -128,7 +129,7 @@ def _lookalike(key: str, names: Mapping[str, Any], path: Path) -> str:
                 f" {quoted(name)} is the same name as LeRobot's migration script mangles it: "
                 f"rename it to {quoted(key)} in {path.name} (and in the other processor file)."
             )
-    return did_you_mean(key, names)
+    return did_you_mean(key, names, most=1)
 
 
 def _contradictions(

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from actlens.checkpoints.architecture import expected_shapes
 from actlens.checkpoints.checkpoint import Checkpoint
-from actlens.checkpoints.files import listed, quoted
 from actlens.checkpoints.pickled_weights import read_state_dict
 from actlens.checkpoints.statistics_pickle import read_statistics_pickle, require_statistics
 from actlens.checkpoints.weights import require_equal, require_finite, sha256_of
 from actlens.config import ACTION_KEY, IMAGE_PREFIX, STATE_KEY, ACTConfig, Backbone, Camera
 from actlens.errors import CheckpointError, ConfigError
 from actlens.normalization import Affine, NormalizationMode
+from actlens.text import listed, quoted
 
 STATISTICS_FILE = "dataset_stats.pkl"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from actlens.checkpoints.files import quoted
 from actlens.errors import CheckpointError, UnsafeFileError
+from actlens.text import quoted
 
 # What torch.load(weights_only=True) was seen to raise on damaged files, beside UnpicklingError.
 _DAMAGED = (

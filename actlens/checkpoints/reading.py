@@ -7,7 +7,6 @@ from pathlib import Path
 
 from actlens.checkpoints.bundled import bundled_folder, bundled_names
 from actlens.checkpoints.checkpoint import Checkpoint
-from actlens.checkpoints.files import listed, quoted
 from actlens.checkpoints.hub import fetch_checkpoint, is_hub_id
 from actlens.checkpoints.lerobot import find_folder, read_lerobot, why_no_weights
 from actlens.checkpoints.original_act import (
@@ -17,6 +16,12 @@ from actlens.checkpoints.original_act import (
     read_original,
 )
 from actlens.errors import CheckpointError, ConfigError
+from actlens.text import listed, quoted
+
+_WHAT_TO_GIVE = (
+    "give a LeRobot folder or training run, an original ACT's folder or .ckpt, a bundled policy's "
+    "name, or user/name on the Hugging Face hub"
+)
 
 
 def load_checkpoint(
@@ -50,24 +55,22 @@ def load_checkpoint(
         CheckpointError: if there is no checkpoint, or it is damaged, foreign or contradicts itself.
     """
     path, source = locate(path_or_name_or_hub_id, revision=revision)
-    if folder := find_folder(path):
-        given = {"cameras": cameras, "image_size": image_size, "n_heads": n_heads}
-        if stray := [name for name, value in given.items() if value is not None]:
-            raise CheckpointError(
-                f"{folder}: its config.json says its {', '.join(stray)}; these arguments are for "
-                "original ACT checkpoints."
+    try:
+        if folder := find_folder(path):
+            refuse_original_options(folder, cameras=cameras, image_size=image_size, n_heads=n_heads)
+            checkpoint = read_lerobot(folder)
+        elif original := find_original(path):
+            options = OriginalOptions(
+                cameras=cameras,
+                image_size=image_size or OriginalOptions.image_size,
+                n_heads=OriginalOptions.n_heads if n_heads is None else n_heads,
+                decoder_layers_used=DecoderLayersUsed(decoder_layers_used),
             )
-        checkpoint = read_lerobot(folder)
-    elif original := find_original(path):
-        options = OriginalOptions(
-            cameras=cameras,
-            image_size=image_size or OriginalOptions.image_size,
-            n_heads=OriginalOptions.n_heads if n_heads is None else n_heads,
-            decoder_layers_used=DecoderLayersUsed(decoder_layers_used),
-        )
-        checkpoint = read_original(original, options)
-    else:
-        raise nothing_here(path)
+            checkpoint = read_original(original, options)
+        else:
+            raise nothing_here(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from error
     if joints is not None:
         try:
             checkpoint = replace(
@@ -85,6 +88,8 @@ def locate(place: str | os.PathLike[str], *, revision: str | None = None) -> tup
         CheckpointError: if it is no path, no bundled policy, and not to be had from the hub.
     """
     text = os.fspath(place)
+    if not text:
+        raise CheckpointError(f"The path is empty: {_WHAT_TO_GIVE}.")
     try:
         path = Path(place).expanduser()
         exists = path.exists()
@@ -95,18 +100,33 @@ def locate(place: str | os.PathLike[str], *, revision: str | None = None) -> tup
             raise CheckpointError(f"{path}: is a path here; revision= is for hub repositories.")
         return path, ""
     if text in bundled_names():
+        if revision is not None:
+            raise CheckpointError(f"{text}: comes with actlens; revision= is for hub repositories.")
         return bundled_folder(text), f"bundled:{text}"
     if is_hub_id(text):
         folder = fetch_checkpoint(text, revision=revision)
         return folder, f"hub:{text}@{folder.name}"
     if path.parent != Path():
-        raise CheckpointError(f"{path}: does not exist.")
+        raise CheckpointError(f"{path}: does not exist; {_WHAT_TO_GIVE}.")
     return bundled_folder(text), ""
+
+
+def refuse_original_options(folder: Path, **given: object) -> None:
+    """Refuse what only an original ACT's files leave to say, where a config.json says it.
+
+    Raises:
+        CheckpointError: if any of the options is given.
+    """
+    if stray := [name for name, value in given.items() if value is not None]:
+        raise CheckpointError(
+            f"{folder}: its config.json says its {', '.join(stray)}; these arguments are for "
+            "original ACT checkpoints."
+        )
 
 
 def nothing_here(path: Path) -> CheckpointError:
     """The error that says why a path is no checkpoint."""
-    if path.is_file():
+    if not path.is_dir():
         return CheckpointError(f"{path}: is a file; give the folder with config.json.")
     if reason := why_no_weights(path):
         return CheckpointError(f"{path}: {reason}")

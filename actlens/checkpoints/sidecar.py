@@ -4,8 +4,9 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from actlens.checkpoints.files import quoted, read_json
+from actlens.checkpoints.files import read_json
 from actlens.errors import CheckpointError
+from actlens.text import quoted
 
 SIDECAR_FILE = "actlens.json"
 

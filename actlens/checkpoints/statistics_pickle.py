@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from actlens.checkpoints.files import listed, quoted
 from actlens.errors import CheckpointError, UnsafeFileError
+from actlens.text import listed, quoted
 
 # A real one holds one episode of joint positions beside the statistics: tens of kilobytes.
 _LIMIT = 16 * 2**20

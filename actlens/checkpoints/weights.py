@@ -10,8 +10,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from actlens.checkpoints.files import did_you_mean, quoted
 from actlens.errors import CheckpointError
+from actlens.text import did_you_mean, quoted
 
 Shape = tuple[int, ...]
 
@@ -147,7 +147,7 @@ def _row(difference: Difference, unexpected: list[str]) -> str:
         return f"wrong shape {key}: expected {difference.expected}, found {difference.found}"
     if difference.fault is Fault.UNEXPECTED:
         return f"unexpected {key} {difference.found}"
-    hint = did_you_mean(difference.key, unexpected)
+    hint = did_you_mean(difference.key, unexpected, most=1)
     return (
         f"missing {key} {difference.expected}.{hint}"
         if hint

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from actlens.checkpoints.checkpoint import Checkpoint
-from actlens.checkpoints.files import listed
 from actlens.config import ACTION_KEY, ACTConfig
 from actlens.doctor.diagnosis import Examination, Severity
 from actlens.normalization import Affine, NormalizationMode
+from actlens.text import listed
 
 
 def describe(config: ACTConfig) -> str:

@@ -8,7 +8,6 @@ from pathlib import Path
 from torch import Tensor
 
 from actlens.checkpoints.architecture import expected_shapes
-from actlens.checkpoints.files import listed
 from actlens.checkpoints.lerobot import (
     Layout,
     find_folder,
@@ -25,7 +24,7 @@ from actlens.checkpoints.original_act import (
     find_original,
     read_original,
 )
-from actlens.checkpoints.reading import locate, nothing_here
+from actlens.checkpoints.reading import locate, nothing_here, refuse_original_options
 from actlens.checkpoints.sidecar import read_sidecar
 from actlens.checkpoints.weights import (
     Header,
@@ -46,6 +45,7 @@ from actlens.doctor.checks import (
 )
 from actlens.doctor.diagnosis import Diagnosis, Examination, Finding, Severity
 from actlens.errors import CheckpointError
+from actlens.text import listed
 
 ORIGINAL_LAYOUT = "original ACT or act-plus-plus (pickled state dict and statistics)"
 
@@ -67,6 +67,7 @@ def diagnose(
     try:
         path, _ = locate(place, revision=revision)
         if folder := find_folder(path):
+            refuse_original_options(folder, cameras=cameras, image_size=image_size, n_heads=n_heads)
             return _diagnose_lerobot(folder)
         if original := find_original(path):
             options = OriginalOptions(

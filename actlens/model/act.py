@@ -1,6 +1,5 @@
 """HookedACT: the Action Chunking Transformer with a hook point on every activation."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
@@ -11,8 +10,8 @@ from torch import Tensor, nn
 
 from actlens.cache import ActivationCache
 from actlens.checkpoints.checkpoint import Checkpoint
-from actlens.config import ACTION_KEY, STATE_KEY, ACTConfig
-from actlens.errors import CheckpointError, SceneError
+from actlens.config import ACTION_KEY, ACTConfig
+from actlens.errors import CheckpointError, DeviceError, SceneError
 from actlens.hooked_module import HookedRootModule, NamesFilter
 from actlens.hooks import HookPoint
 from actlens.model.action_queue import Clock, new_queue
@@ -21,11 +20,13 @@ from actlens.model.decoder import Decoder
 from actlens.model.embed import Embed, Inputs
 from actlens.model.encoder import Encoder
 from actlens.model.lerobot_names import from_lerobot
+from actlens.model.observation import prepare, read_entries
 from actlens.model.token_major import LayerNorm
 from actlens.model.vae import VAEEncoder
 from actlens.normalization import Normalizer
 from actlens.scene import Observation, Scene
 from actlens.sites import Site, parse_where, split_address
+from actlens.text import clean_text
 from actlens.tokens import TokenMap
 
 Actions = Float[Tensor, "batch chunk joint"]
@@ -109,9 +110,11 @@ class HookedACT(HookedRootModule):
         Raises:
             CheckpointError: if files are missing, damaged or contradictory.
             UnsafeFileError: if a file would run code.
+            DeviceError: if there is no such device here; no file was read.
         """
         from actlens.checkpoints import load_checkpoint
 
+        _require_device(device)
         return cls.from_checkpoint(
             load_checkpoint(source, revision=revision, **options), device=device, dtype=dtype
         )
@@ -124,7 +127,13 @@ class HookedACT(HookedRootModule):
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Self:
-        """The network of a checkpoint that was already read, in eval mode."""
+        """The network of a checkpoint that was already read, in eval mode.
+
+        Raises:
+            CheckpointError: if its weights do not fit its config.
+            DeviceError: if there is no such device here.
+        """
+        _require_device(device)
         with torch.device("meta"):
             model = cls(checkpoint.config)
         model.to_empty(device="cpu")
@@ -345,13 +354,7 @@ class HookedACT(HookedRootModule):
         Raises:
             SceneError: naming the key, the shape it has and the shape it should have.
         """
-        entries = self.entries(observation)
-        images = tuple(
-            self._image(camera.key, entries[camera.key]) for camera in self.config.cameras
-        )
-        state = self._vector(entries, STATE_KEY)
-        env_state = self._vector(entries, self.config.env_state_key)
-        return Inputs(images, state, env_state, len(next(iter(entries.values()))))
+        return prepare(observation, self.config, self.normalizer, like=self.action_head.weight)
 
     def entries(self, observation: Observation | Scene) -> dict[str, Tensor]:
         """What this policy reads of an observation: shapes checked, batched, otherwise as given.
@@ -359,63 +362,7 @@ class HookedACT(HookedRootModule):
         Raises:
             SceneError: naming the key, the shape it has and the shape it should have.
         """
-        found = observation.observation if isinstance(observation, Scene) else observation
-        config = self.config
-        shapes: dict[str, tuple[int, ...]] = {
-            camera.key: (3, camera.height, camera.width) for camera in config.cameras
-        }
-        if config.state_dim is not None:
-            shapes[STATE_KEY] = (config.state_dim,)
-        if config.env_state_dim is not None:
-            shapes[config.env_state_key] = (config.env_state_dim,)
-        entries = {key: self._entry(found, key, shape) for key, shape in shapes.items()}
-        sizes = {key: len(value) for key, value in entries.items()}
-        if len(set(sizes.values())) > 1:
-            raise SceneError(f"The observation's entries have different batch sizes: {sizes}.")
-        return entries
-
-    def _entry(self, found: Mapping[str, Tensor], key: str, shape: tuple[int, ...]) -> Tensor:
-        if key not in found:
-            raise SceneError(
-                f"The observation has no {key!r}, which this policy needs; it has {sorted(found)}."
-            )
-        value = torch.as_tensor(found[key])
-        if value.shape == shape:
-            value = value[None]
-        if value.shape[1:] != shape:
-            hint = ""
-            if len(shape) == 3 and value.ndim >= 3 and value.shape[-1] == 3:
-                hint = " These images are height, width, channel: permute them to channel first."
-            raise SceneError(
-                f"{key} has shape {tuple(value.shape)}; this policy needs "
-                f"{shape} or (batch, {', '.join(map(str, shape))}).{hint}"
-            )
-        if not len(value):
-            raise SceneError(f"{key} holds an empty batch.")
-        return value
-
-    def _image(self, key: str, image: Tensor) -> Tensor:
-        weight = self.action_head.weight
-        if image.dtype == torch.uint8:
-            return self.normalizer.normalize(key, image.to(weight.device).to(weight.dtype) / 255)
-        if not image.is_floating_point():
-            raise SceneError(f"{key} holds {image.dtype}; pass uint8, or floats in 0..1.")
-        image = image.to(weight, copy=True)  # what is cached must not follow the caller's edits
-        low, high = image.min(), image.max()
-        if not (low >= 0 and high <= 1):
-            raise SceneError(
-                f"{key}: float images must lie in 0..1, these span "
-                f"{low.item():.3g}..{high.item():.3g}; pass uint8, or divide by 255."
-            )
-        return self.normalizer.normalize(key, image)
-
-    def _vector(self, entries: Mapping[str, Tensor], key: str) -> Tensor | None:
-        if key not in entries:
-            return None
-        value = entries[key].to(self.action_head.weight, copy=True)
-        if not torch.isfinite(value).all():
-            raise SceneError(f"{key} holds NaN or infinite values.")
-        return self.normalizer.normalize(key, value)
+        return read_entries(observation, self.config)
 
     # ── looking inside ───────────────────────────────────────────────────────────────────────
 
@@ -477,3 +424,13 @@ class HookedACT(HookedRootModule):
         for module in self.modules():
             if isinstance(module, Attention):
                 module.fused = fused
+
+
+def _require_device(device: torch.device | str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises all three
+        raise DeviceError(
+            f"{str(device)!r} is no device that can be used here "
+            f"({clean_text(error, limit=80)}); 'cpu' always can."
+        ) from error

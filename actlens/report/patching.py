@@ -46,6 +46,7 @@ def _header(result: PatchingResult, policy: str, facts: Sequence[tuple[str, str]
             "share of the action difference brought back by patching one part "
             "(0 nothing, 1 all), whole chunk, joints weighed by their spread",
         ),
+        ("error", _audited(result)),
         *facts,
     ]
     grid = Table.grid(padding=(0, 2))
@@ -55,6 +56,19 @@ def _header(result: PatchingResult, policy: str, facts: Sequence[tuple[str, str]
         if text:
             grid.add_row(name, Text(clean_text(text, limit=400)))
     return Panel(grid, title="actlens · activation patching", title_align="left")
+
+
+def _audited(result: PatchingResult) -> str:
+    """What was exact, and how far the rest is from it."""
+    audits = result.audits
+    if not audits:
+        return "none: every patch is exact"
+    checked = sum(audit.n_random + audit.n_suspect for audit in audits)
+    return (
+        f"at most {max(audit.largest for audit in audits):.2%} of an action chunk's norm over "
+        f"{checked} patches that were made again exactly, half of them the likeliest to be wrong "
+        f"(allowed {result.options.max_error:.2%}; --max-error 0 makes all exact)"
+    )
 
 
 def _where(scene) -> str:

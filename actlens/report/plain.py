@@ -1,18 +1,11 @@
 """Text from files made safe to show."""
 
-import unicodedata
-
-_LIMIT = 2000
+from actlens.text import clean_text
 
 
-def plain(text: str, limit: int = _LIMIT) -> str:
+def plain(text: object, limit: int = 2000) -> str:
     """The text without control and formatting characters, at most `limit` characters long.
 
-    A checkpoint's key may hold terminal commands or direction overrides; line breaks stay.
+    Line breaks stay: a finding's advice may have several lines.
     """
-    kept = "".join(
-        character
-        for character in text[: limit + 1]
-        if character == "\n" or unicodedata.category(character) not in {"Cc", "Cf", "Cs", "Co"}
-    )
-    return kept if len(text) <= limit else kept[: limit - 1] + "…"
+    return clean_text(text, limit=limit, keep_lines=True)

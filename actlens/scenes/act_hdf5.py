@@ -15,7 +15,8 @@ from actlens.errors import SceneError, UnsafeFileError
 from actlens.scenes.episode import Episode, Track
 from actlens.scenes.features import MAX_DIM, MAX_SIDE
 from actlens.scenes.pictures import decode_picture, picture_size
-from actlens.scenes.untrusted import Folder, checked_key, clean_text
+from actlens.scenes.untrusted import Folder, checked_key
+from actlens.text import clean_text
 
 if TYPE_CHECKING:
     import h5py

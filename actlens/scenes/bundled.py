@@ -19,7 +19,8 @@ from actlens.scenes.features import MAX_DIM, MAX_SIDE
 from actlens.scenes.hub import BUNDLED
 from actlens.scenes.pictures import decode_picture, encode_png
 from actlens.scenes.tables import reading
-from actlens.scenes.untrusted import checked_key, clean_text
+from actlens.scenes.untrusted import checked_key
+from actlens.text import clean_text
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -21,7 +21,7 @@ from actlens.scenes.act_hdf5 import EPISODE_FILE, FPS, open_act
 from actlens.scenes.episode import Episode, EpisodeReader, Track
 from actlens.scenes.hub import dataset_folder
 from actlens.scenes.lerobot_dataset import open_lerobot
-from actlens.scenes.untrusted import clean_text
+from actlens.text import clean_text
 
 
 @dataclass(frozen=True)

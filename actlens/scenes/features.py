@@ -6,7 +6,8 @@ from pathlib import Path
 
 from actlens.config import ACTION_KEY, Camera
 from actlens.errors import SceneError
-from actlens.scenes.untrusted import checked_key, clean_text
+from actlens.scenes.untrusted import checked_key
+from actlens.text import clean_text
 
 LABEL_PREFIX = "label."
 OBSERVATION_PREFIX = "observation."

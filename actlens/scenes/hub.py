@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from actlens.errors import SceneError
-from actlens.scenes.untrusted import clean_text
+from actlens.text import clean_text
 
 BUNDLED = Path(__file__).resolve().parents[1] / "bundled"
 
@@ -27,13 +27,16 @@ def dataset_folder(source: str | Path, *, revision: str | None = None) -> Path:
     cache, which is all there is to look at when `HF_HUB_OFFLINE=1`.
 
     Raises:
-        SceneError: if there is nothing of that name, or it cannot be downloaded.
+        SceneError: if there is nothing of that name, it cannot be downloaded, or a revision of a
+            folder is asked for.
     """
     text = str(source)
-    if isinstance(source, str) and text in bundled_datasets():
-        return BUNDLED / "datasets" / text
     path = Path(source).expanduser()
+    if isinstance(source, str) and text in bundled_datasets():
+        path = BUNDLED / "datasets" / text
     if path.is_dir():
+        if revision is not None:
+            raise SceneError(f"{clean_text(text)} lies on this machine; a revision is for the hub.")
         return path
     if isinstance(source, Path) or not _REPO_ID.fullmatch(text) or ".." in text:
         raise SceneError(

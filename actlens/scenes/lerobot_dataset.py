@@ -16,8 +16,9 @@ from actlens.scenes.episode import Episode, Track
 from actlens.scenes.features import LABEL_PREFIX, Features, read_features
 from actlens.scenes.pictures import decode_picture
 from actlens.scenes.tables import Rows, read_pictures, read_records, read_rows
-from actlens.scenes.untrusted import Folder, clean_text, fill_template, read_json
+from actlens.scenes.untrusted import Folder, fill_template, read_json
 from actlens.scenes.video import TOLERANCE_S, decode_frames
+from actlens.text import clean_text
 
 INFO = "meta/info.json"
 

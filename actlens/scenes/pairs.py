@@ -96,11 +96,18 @@ def nearest_pairs(
     Pairs from a simulator differ in one thing alone.
 
     Raises:
-        SceneError: if no label is called `differ_in`, or no pair is near enough in state.
+        SceneError: if no label is called `differ_in`, fewer than two episodes have such a frame, no
+            pair is asked for, or none is near enough in state.
     """
+    if n_pairs < 1:
+        raise SceneError(f"Ask for at least one pair, not {n_pairs}.")
     family = label_family(dataset, differ_in)
-    if all(episode.length <= frame for episode in dataset.episodes):
-        raise SceneError(f"{dataset.name} has no episode with a frame {frame}.")
+    having = sum(0 <= frame < episode.length for episode in dataset.episodes)
+    if having < 2:
+        raise SceneError(
+            f"A pair takes two episodes; {having or 'none'} of {dataset.name}'s "
+            f"{len(dataset.episodes)} has a frame {frame}."
+        )
     table = _Table.of(dataset, family, frame=frame, chunk=chunk)
     rows = np.flatnonzero(table.frame == frame)
     chosen = _chosen_pairs(table, rows, n_pairs, max_state_distance)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from actlens.errors import SceneError
-from actlens.scenes.untrusted import clean_text
+from actlens.text import clean_text
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -3,29 +3,16 @@
 import json
 import re
 import string
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from actlens.errors import SceneError, UnsafeFileError
+from actlens.text import clean_text
 
-MAX_TEXT = 200
 MAX_JSON_BYTES = 64 * 2**20
 
 _INTEGER_FORMAT = re.compile(r"(0?[1-9])?d?")
-
-
-def clean_text(text: object, *, limit: int = MAX_TEXT) -> str:
-    """The text without control, formatting and unassigned characters, on one line, cut to `limit`.
-
-    Everything that a dataset says in words (tasks, joint names, regions) passes through here once,
-    when it enters: a terminal then meets no escape sequence and a report no reversed text.
-    """
-    spaced = "".join(" " if c.isspace() else c for c in str(text))
-    printable = "".join(c for c in spaced if unicodedata.category(c)[0] != "C")
-    short = " ".join(printable.split())
-    return short if len(short) <= limit else short[: limit - 1] + "…"
 
 
 def checked_key(key: object, *, where: Path) -> str:

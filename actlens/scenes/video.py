@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from actlens.errors import SceneError
-from actlens.scenes.untrusted import clean_text
+from actlens.text import clean_text
 
 if TYPE_CHECKING:
     from av.container import InputContainer

@@ -274,6 +274,17 @@ def test_the_command_says_refused_with_exit_code_3(folder, capsys):
     assert "Refused: 1 error." in capsys.readouterr().out
 
 
+def test_options_of_an_original_act_are_refused_where_the_config_speaks(folder, capsys):
+    assert main(["doctor", str(folder), "--n-heads", "4", "--cameras", "top"]) == 3
+    assert "config.json says its cameras, n_heads" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_command_is_named_as_it_is_called(capsys):
+    with pytest.raises(SystemExit):
+        main(["doctor"])
+    assert "python -m actlens doctor --help" in capsys.readouterr().err
+
+
 def test_the_command_prints_json_for_programs(folder, capsys):
     break_values(folder)
     assert main(["doctor", str(folder), "--json"]) == 3

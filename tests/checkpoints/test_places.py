@@ -10,7 +10,7 @@ import pytest
 
 from actlens.checkpoints import bundled, bundled_names, load_checkpoint
 from actlens.checkpoints.hub import is_hub_id
-from actlens.errors import CheckpointError
+from actlens.errors import CheckpointError, DeviceError
 
 
 @pytest.fixture
@@ -42,8 +42,37 @@ def test_an_existing_path_comes_before_a_bundled_name(policies, tmp_path, monkey
 
 @pytest.mark.parametrize("name", ["../policies/so101-pick-cube", "policies/x/y", "/nowhere/at/all"])
 def test_a_missing_path_is_refused_as_one(name, policies):
-    with pytest.raises(CheckpointError, match="does not exist"):
+    with pytest.raises(CheckpointError, match="does not exist; give a LeRobot folder"):
         load_checkpoint(name)
+
+
+def test_an_empty_path_is_not_the_present_folder(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert load_checkpoint(".").source == "."
+    with pytest.raises(CheckpointError, match="path is empty: give a LeRobot folder"):
+        load_checkpoint("")
+
+
+def test_a_folder_that_may_not_be_read_is_named(folder, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("actlens.checkpoints.reading.find_folder", refuse)
+    with pytest.raises(CheckpointError, match=r"cannot be read \(Permission denied\)"):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize("device", ["nope", "cuda:99"])
+def test_a_device_that_is_not_here_is_refused_before_any_file_is_read(device):
+    from actlens.model.act import HookedACT
+
+    with pytest.raises(DeviceError, match=rf"'{device}' is no device that can be used here"):
+        HookedACT.from_pretrained("/nowhere", device=device)
+
+
+def test_a_revision_of_a_bundled_policy_is_refused(policies):
+    with pytest.raises(CheckpointError, match="comes with actlens; revision= is for hub"):
+        load_checkpoint("so101-pick-cube", revision="main")
 
 
 def test_a_folder_without_a_checkpoint_says_what_it_holds(tmp_path):

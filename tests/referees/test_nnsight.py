@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from nnsight import save
+from nnsight import NNsight, save
 from torch import nn
 
-from actlens.errors import HookNameError, SceneError
+from actlens.config import Camera
+from actlens.errors import HookNameError, HookNeverFired, HookReturnError, SceneError
 from actlens.interop.nnsight import ACTNNsight, patch_between_scenes, sharing_copy
 
 
@@ -47,7 +48,15 @@ def test_every_hook_point_can_be_read_and_is_what_hooks_see(model, traced, scene
     assert equal(read["hook_actions"], actions)
 
 
-@pytest.mark.parametrize("changes", [{"pre_norm": True}, {"n_decoder_layers": 2}], ids=str)
+ARCHITECTURES = [
+    {"pre_norm": True},
+    {"n_decoder_layers": 2},
+    {"pre_norm": True, "n_decoder_layers": 3, "env_state_dim": 4},
+    {"cameras": (), "env_state_dim": 4, "state_dim": None},
+]
+
+
+@pytest.mark.parametrize("changes", ARCHITECTURES, ids=str)
 def test_other_architectures_read_alike(make_model, observe, changes):
     model = make_model(**changes)
     traced, scene = ACTNNsight(model), observe(model, rows=2)
@@ -58,6 +67,20 @@ def test_other_architectures_read_alike(make_model, observe, changes):
             for name in reached(model):
                 read[name] = save(traced.point(name).output)
     assert [name for name in reached(model) if not equal(read[name], cache[name])] == []
+
+
+# nnsight's own attributes have such names; all but the last two are read-only properties.
+@pytest.mark.parametrize("name", ["output", "input", "source", "device", "root", "path", "skip"])
+@pytest.mark.filterwarnings("ignore:Module 'model.embed' has a submodule named")
+def test_a_camera_may_have_any_name(make_model, observe, name):
+    model = make_model(cameras=(Camera(f"observation.images.{name}", 32, 64),))
+    traced, scene = ACTNNsight(model), observe(model, rows=2)
+    address = f"embed.{name}.hook_tokens"
+    with torch.no_grad():
+        _, cache = model.run_with_cache(scene, names_filter=address)
+        with traced.trace(scene):
+            tokens = save(traced.point(address).output)
+    assert equal(tokens, cache[address])
 
 
 def test_the_cvaes_points_are_there_when_a_chunk_is_given(model, traced, scene, demonstration):
@@ -169,6 +192,94 @@ def test_a_patch_from_another_scene_is_bit_equal(model, traced, scene, other):
     assert equal(actions, expected)
 
 
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        (lambda a: a.mean(0, keepdim=True), r"shape \(1, 7, 32\); the activation has shape \(2, 7"),
+        (lambda a: a.double(), "dtype torch.float64"),
+        (lambda a: 0.0, "returned float"),
+    ],
+    ids=["rows", "dtype", "number"],
+)
+def test_what_cannot_stand_in_for_the_activation_is_refused(traced, scene, written, message):
+    with pytest.raises(HookReturnError, match=message), torch.no_grad(), traced.trace(scene):
+        traced.encoder.hook_out.output = written(traced.encoder.hook_out.output)
+
+
+def test_rows_cannot_be_lost_in_a_shared_forward(traced, scene, other):
+    def run():
+        with torch.no_grad(), traced.trace() as tracer:
+            with tracer.invoke(scene):
+                traced.encoder.hook_out.output = traced.encoder.hook_out.output[:1]
+            with tracer.invoke(other):
+                save(traced.hook_actions.output)
+
+    with pytest.raises(HookReturnError, match=r"shape \(3, 7, 32\)"):
+        run()
+
+
+def gradients_by_hooks(model, scene, weight):
+    """The gradient at every hook point that has one, of the weighted sum of the actions."""
+    kept = {}
+
+    def retain(activation, hook):
+        if activation.requires_grad:
+            activation.retain_grad()
+            kept[hook.name] = activation
+
+    actions = model.run_with_hooks(scene, fwd_hooks=[(name, retain) for name in reached(model)])
+    (actions * weight).sum().backward()
+    model.zero_grad()
+    return {name: a.grad for name, a in kept.items() if a.grad is not None}
+
+
+def one_name_each(read):
+    """Hook points by activation: where two pass the same tensor on, nnsight serves one gradient."""
+    memory = {id(a if a._base is None else a._base): name for name, a in read.items()}
+    return list(memory.values())
+
+
+@pytest.mark.parametrize("changes", [{}, *ARCHITECTURES], ids=str)
+def test_gradients_at_every_hook_point_are_bit_equal(make_model, observe, changes):
+    model = make_model(**changes)
+    traced, scene = ACTNNsight(model), observe(model, rows=2)
+    weight = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(8))
+    expected = gradients_by_hooks(model, scene, weight)
+    with traced.trace(scene):
+        read = {name: traced.point(name).output for name in expected}
+        loss = (traced.output * weight).sum()
+        found = save({})
+        with loss.backward():
+            for name in reversed(one_name_each(read)):
+                found[name] = read[name].grad
+    model.zero_grad()
+    assert len(found) > 0.9 * len(expected)
+    assert any(name.endswith("hook_scale") for name in found)
+    assert [name for name in found if not equal(found[name], expected[name])] == []
+
+
+@pytest.mark.parametrize("changes", [{}, *ARCHITECTURES], ids=str)
+def test_gradients_in_a_shared_forward_are_those_of_the_scene_alone(make_model, observe, changes):
+    model = make_model(**changes)
+    traced, scene = ACTNNsight(model), observe(model, rows=2)
+    weight = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(8))
+    expected = gradients_by_hooks(model, scene, weight)
+    with traced.trace() as tracer:
+        with tracer.invoke(observe(model, rows=1, seed=1)):
+            save(traced.hook_actions.output)
+        with tracer.invoke(scene):
+            read = {name: traced.point(name).output for name in expected}
+            loss = (read["hook_actions"] * weight).sum()
+            found = save({})
+            with loss.backward():
+                for name in reversed(one_name_each(read)):
+                    found[name] = read[name].grad
+    model.zero_grad()
+    assert len(found) > 0.9 * len(expected)
+    for name, gradient in found.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_gradients_are_bit_equal(model, traced, scene):
     kept = []
 
@@ -211,6 +322,35 @@ def test_hooks_act_on_what_nnsight_wrote(model, traced, scene):
             actions = save(traced.output)
     assert equal(actions, expected)
     assert model.receipts[0].fired == 1
+
+
+def test_a_hook_that_a_traced_run_never_reaches_is_an_error(model, traced, scene):
+    never = [("vae.hook_mu", lambda a, hook: zero(a))]
+
+    def run():
+        with torch.no_grad(), model.hooks(fwd_hooks=never), traced.trace(scene):
+            save(traced.output)
+
+    with pytest.raises(HookNeverFired, match=r"vae\.hook_mu"):
+        run()
+
+
+@pytest.mark.parametrize("error", [ZeroDivisionError, HookNameError])
+def test_nothing_is_left_of_a_trace_that_failed(model, traced, scene, error):
+    def fail():
+        with traced.trace(scene):
+            traced.encoder.hook_out.output = zero(traced.encoder.hook_out.output)
+            traced.point("encoder.hook_outt" if error is HookNameError else "encoder.hook_out")
+            raise error
+
+    with torch.no_grad():
+        plain = model(scene)
+        with pytest.raises(error):
+            fail()
+        assert equal(traced(scene), plain)
+        with traced.trace(scene):
+            actions = save(traced.output)
+    assert equal(actions, plain)
 
 
 # ── two scenes in one forward ────────────────────────────────────────────────────────────────
@@ -312,21 +452,88 @@ def test_options_are_batched_with_their_observations(model, traced, scene, other
         assert torch.allclose(b, model(other, latent=latents[1]), atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [(2, 5), (2, 3)], ids=["as many as tokens", "as many as slots"])
+def test_the_number_of_rows_does_not_matter(model, traced, observe, rows):
+    scenes = [observe(model, rows=n, seed=n) for n in rows]
+    read = [{}, {}]
+    with torch.no_grad():
+        with traced.trace() as tracer:
+            for scene, mine in zip(scenes, read, strict=True):
+                with tracer.invoke(scene):
+                    for name in reached(model):
+                        mine[name] = save(traced.point(name).output)
+        for scene, mine in zip(scenes, read, strict=True):
+            _, cache = model.run_with_cache(scene, names_filter=reached(model))
+            for name in reached(model):
+                torch.testing.assert_close(mine[name], cache[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_what_one_invoke_writes_to_the_positions_all_get(model, traced, scene, observe):
+    five = observe(model, rows=5)
+    with torch.no_grad():
+        expected = model.run_with_hooks(
+            five, fwd_hooks=[("embed.hook_pos", lambda a, hook: zero(a))]
+        )
+        with traced.trace() as tracer:
+            with tracer.invoke(scene):
+                traced.embed.hook_pos.output = zero(traced.embed.hook_pos.output)
+            with tracer.invoke(five):
+                positions = save(traced.embed.hook_pos.output)
+                actions = save(traced.hook_actions.output)
+    assert positions.shape == (7, 32)
+    assert not positions.any()
+    assert torch.allclose(actions, expected, atol=1e-5)
+
+
+def test_bytes_and_floats_share_a_forward_at_full_precision(own_model, observe):
+    own_model.double()
+    scene, other = observe(own_model, rows=2), observe(own_model, rows=2, seed=1)
+    other = {k: v.double() / 255 if v.dtype == torch.uint8 else v for k, v in other.items()}
+    scene["observation.state"] = torch.full((2, 6), 200, dtype=torch.uint8)
+    traced = ACTNNsight(own_model)
+    with torch.no_grad():
+        with traced.trace() as tracer:
+            with tracer.invoke(scene):
+                a = save(traced.hook_actions.output)
+            with tracer.invoke(other):
+                b = save(traced.hook_actions.output)
+        assert torch.allclose(a, own_model(scene), rtol=0, atol=1e-12)
+        assert torch.allclose(b, own_model(other), rtol=0, atol=1e-12)
+
+
+def test_single_chunks_are_batched_with_their_observations(model, traced, scene, demonstration):
+    chunks = demonstration(model, rows=2)
+    pad = torch.zeros(2, 5, dtype=torch.bool)
+    pad[:, 3:] = True
+    singles = [{key: value[row] for key, value in scene.items()} for row in range(2)]
+    with torch.no_grad():
+        with traced.trace() as tracer:
+            with tracer.invoke(singles[0], action=chunks[0], action_is_pad=pad[0], latent=None):
+                a = save(traced.hook_actions.output)
+            with tracer.invoke(singles[1], action=chunks[1], action_is_pad=pad[1]):
+                b = save(traced.hook_actions.output)
+        expected = model(scene, action=chunks, action_is_pad=pad)
+    assert torch.allclose(torch.cat([a, b]), expected, atol=1e-5)
+
+
 def test_forwards_that_would_be_cut_up_wrongly_are_refused(model, traced, observe):
     def run(*invokes):
         with traced.trace() as tracer:
-            for observation, options in invokes:
-                with tracer.invoke(observation, **options):
+            for observations, options in invokes:
+                with tracer.invoke(*observations, **options):
                     save(traced.hook_actions.output)
 
-    two, five = observe(model, rows=2), observe(model, rows=5)
+    two, one = observe(model, rows=2), observe(model, rows=1)
     latent = {"latent": torch.zeros(2, 9)}
-    with pytest.raises(SceneError, match="7 rows cannot be told from 7 tokens"):
-        run((two, {}), (five, {}))
     with pytest.raises(SceneError, match="latent must be given in every invoke"):
-        run((two, latent), (two, {}))
+        run(([two], latent), ([two], {}))
+    with pytest.raises(SceneError, match=r"latent has shape \(1, 9\); .* has 2 rows"):
+        run(([two], {"latent": torch.zeros(1, 9)}), ([one], latent))
     with pytest.raises(SceneError, match=r"no 'observation\.state'"):
-        run((two, {}), ({k: v for k, v in two.items() if "state" not in k}, {}))
+        run(([two], {}), ([{k: v for k, v in two.items() if "state" not in k}], {}))
+    for several in ([two, one], [[two, one]]):
+        with pytest.raises(SceneError, match="One observation or scene at a time"):
+            run((several, {}))
 
 
 @pytest.mark.parametrize(
@@ -335,11 +542,37 @@ def test_forwards_that_would_be_cut_up_wrongly_are_refused(model, traced, observ
         ([], HookNameError, "empty list"),
         (["encoder.hook_outt"], HookNameError, "Did you mean"),
         (["encoder.hook_out[elbow]"], HookNameError, "is not a token"),
+        (["hook_actions", "vae.hook_mu"], HookNeverFired, r"never reached vae\.hook_mu"),
     ],
 )
 def test_patches_of_nothing_are_refused(traced, scene, other, addresses, error, message):
     with pytest.raises(error, match=message):
         patch_between_scenes(traced, other, scene, addresses)
+
+
+def test_parts_of_one_hook_point_are_patched_one_after_the_other(model, traced, scene, other):
+    twice = ["encoder.hook_out[{state, 0}]", "encoder.hook_out[top]", "encoder.hook_out[top]"]
+    found = patch_between_scenes(traced, other, scene, twice)
+    with torch.no_grad():
+        _, cache = model.run_with_cache(other, names_filter="encoder.hook_out")
+
+        def patch(activation, hook):
+            activation[:, :4] = cache["encoder.hook_out"][:, :4]
+
+        expected = model.run_with_hooks(scene, fwd_hooks=[("encoder.hook_out", patch)])
+    assert torch.allclose(found.patched, expected, atol=1e-5)
+    assert [receipt.name for receipt in found.receipts] == twice
+    assert [receipt.changed for receipt in found.receipts] == [2 * 2 * 32, 2 * 2 * 32, 0]
+
+
+def test_a_policy_with_as_many_tokens_as_scenes_can_be_patched(make_model, observe):
+    model = make_model(cameras=(), env_state_dim=4, state_dim=None)
+    assert model.config.n_tokens == 2
+    donor, base = observe(model, rows=1, seed=1), observe(model, rows=1)
+    found = patch_between_scenes(ACTNNsight(model), donor, base, ["encoder.hook_out"])
+    assert equal(found.patched, found.donor)
+    with torch.no_grad():
+        assert torch.allclose(found.donor, model(donor), atol=1e-5)
 
 
 def test_scenes_of_different_size_cannot_be_patched_into_each_other(model, traced, scene, observe):
@@ -378,6 +611,53 @@ def test_weights_are_shared_both_ways(own_model, observe):
             actions = save(traced.output)
         assert actions.dtype == torch.float64
         assert equal(actions, own_model(scene))
+
+
+def test_a_trace_runs_in_the_models_mode(own_model, observe):
+    scene = observe(own_model, rows=2)
+    traced = ACTNNsight(own_model.train())
+    own_model.eval()
+    with torch.no_grad():
+        with traced.trace(scene):
+            actions = save(traced.output)
+        assert equal(actions, own_model(scene))
+        own_model.train()
+        with traced.trace(scene):
+            dropped = save(traced.output)
+    assert not equal(dropped, actions)
+    assert own_model.training
+
+
+def test_a_rollout_goes_on_in_traces_and_is_reset_with_the_model(own_model, observe):
+    first, second = observe(own_model, rows=1), observe(own_model, rows=1, seed=1)
+    traced, steps = ACTNNsight(own_model), []
+    expected = [own_model.select_action(first) for _ in range(2)]
+    own_model.reset()
+    clock = [("hook_actions", lambda a, hook: steps.append(hook.clock.control_step))]
+    with own_model.hooks(fwd_hooks=clock), traced.trace(first, fn="select_action") as tracer:
+        action = save(tracer.result)
+    assert steps == [0]
+    assert equal(action, expected[0])
+    assert equal(own_model.select_action(second), expected[1])  # the rest of the first chunk
+    own_model.reset()
+    with traced.trace(second, fn="select_action") as tracer:
+        action = save(tracer.result)
+    assert equal(action, own_model.predict_action_chunk(second)[:, 0])
+
+
+def test_a_model_that_nnsight_already_wrapped_is_left_to_it(own_model, observe):
+    scene = observe(own_model, rows=2)
+    theirs = NNsight(own_model)
+    ours = ACTNNsight(own_model)
+    with torch.no_grad():
+        with ours.trace(scene):
+            ours.encoder.hook_out.output = zero(ours.encoder.hook_out.output)
+            edited = save(ours.output)
+        with theirs.trace(scene):
+            plain = save(theirs.output)
+        assert equal(plain, own_model(scene))
+    assert not equal(edited, plain)
+    assert ours._module.encoder.forward is not own_model.encoder.forward
 
 
 def test_a_sharing_copy_keeps_shared_modules_shared(model):

@@ -58,6 +58,12 @@ def test_a_repository_recorded_with_lerobot_is_used_where_it_lies(empty_homes, s
     assert snapshots[0][1]["revision"] == "v3.0"
 
 
+def test_a_revision_of_a_folder_is_refused(tmp_path):
+    write_v3(tmp_path / "tiny", demos((3,), ()))
+    with pytest.raises(SceneError, match="lies on this machine; a revision is for the hub"):
+        open_dataset(tmp_path / "tiny", revision="v3.0")
+
+
 def test_the_hub_is_asked_for_the_dataset_alone(empty_homes, snapshots):
     with pytest.raises(
         SceneError, match="me/cube is no folder here and cannot be had from the hub"

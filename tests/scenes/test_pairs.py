@@ -129,8 +129,26 @@ def test_without_labels_pairs_are_far_in_action(unlabelled):
 def test_pairs_need_states_that_agree(dataset):
     with pytest.raises(SceneError, match="raise max_state_distance"):
         nearest_pairs(dataset, chunk=1, frame=5, max_state_distance=0.01)
-    with pytest.raises(SceneError, match="no episode with a frame 6"):
-        nearest_pairs(dataset, chunk=1, frame=6)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"frame": 6}, "takes two episodes; none of .* has a frame 6"),
+        ({"frame": -1}, "none of .* has a frame -1"),
+        ({"n_pairs": 0}, "at least one pair, not 0"),
+    ],
+    ids=str,
+)
+def test_pairs_that_cannot_be_are_refused_by_their_reason(dataset, asked, message):
+    with pytest.raises(SceneError, match=message):
+        nearest_pairs(dataset, chunk=1, **asked)
+
+
+def test_one_episode_makes_no_pair(tmp_path):
+    dataset = open_dataset(write_v3(tmp_path / "d", planted()[:1]))
+    with pytest.raises(SceneError, match="takes two episodes; 1 of d's 1 has a frame 0"):
+        nearest_pairs(dataset, chunk=1)
 
 
 def test_two_episodes_leave_no_donors(tmp_path):

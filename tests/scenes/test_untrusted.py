@@ -5,12 +5,10 @@ from pathlib import Path
 
 import pytest
 from datasets_on_disk import demos, edit_info, write_v3
-from hypothesis import given
-from hypothesis import strategies as st
 
 from actlens.errors import SceneError, UnsafeFileError
 from actlens.scenes.dataset import open_dataset
-from actlens.scenes.untrusted import Folder, clean_text, fill_template
+from actlens.scenes.untrusted import Folder, fill_template
 
 FIELDS = {"chunk_index": 3, "file_index": 12, "video_key": "observation.images.top"}
 HERE = Path("info.json")
@@ -183,16 +181,3 @@ def test_blobs_may_not_be_a_link_themselves(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(SceneError, match=r"data\.parquet is missing"):
         Folder(tmp_path).file("data.parquet")
-
-
-@given(st.text())
-def test_clean_text_is_short_printable_and_settled(text):
-    cleaned = clean_text(text)
-    assert len(cleaned) <= 200
-    assert cleaned == "" or cleaned.isprintable()
-    assert clean_text(cleaned) == cleaned
-
-
-def test_clean_text_keeps_words():
-    assert clean_text(" lift \n the\tcube: 立方体 ") == "lift the cube: 立方体"
-    assert clean_text("x" * 300) == "x" * 199 + "…"
