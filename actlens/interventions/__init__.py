@@ -7,6 +7,7 @@ effects = run(model, scene, [Intervention.at(site, FromScene("clean"))], donors)
 """
 
 from actlens.interventions.budget import Audit, run_within
+from actlens.interventions.closed_form import each_neuron_alone
 from actlens.interventions.engine import Effects, activations_under, run
 from actlens.interventions.intervention import ALWAYS, Edit, Intervention, Schedule
 from actlens.interventions.plain_hooks import as_hooks
@@ -39,6 +40,7 @@ __all__ = [
     "Subspace",
     "activations_under",
     "as_hooks",
+    "each_neuron_alone",
     "mean_of",
     "random_subspace",
     "run",

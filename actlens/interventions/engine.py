@@ -17,6 +17,7 @@ from torch import Tensor
 
 from actlens.errors import InterventionError
 from actlens.hooks import HookPoint, Receipt
+from actlens.interventions.closed_form import last_neurons, with_neurons_changed
 from actlens.interventions.evaluate import evaluate, steps
 from actlens.interventions.intervention import Edit, Intervention
 from actlens.interventions.network import Attend, Op, network
@@ -85,10 +86,22 @@ def run(
     """
     planned = [_plan(model, base, intervention) for intervention in interventions]
     groups: dict[tuple[tuple[str, ...], int], list[int]] = {}
+    neurons: list[int] = []
     for i, plan in enumerate(planned):
-        groups.setdefault((plan.names, plan.positions), []).append(i)
+        if plan.neuron is not None:
+            neurons.append(i)
+        else:
+            groups.setdefault((plan.names, plan.positions), []).append(i)
     tally = _Tally(len(planned))
     actions = base.actions.new_empty((len(planned), *base.actions.shape))
+    rows = _neurons_within(memory_budget, base)
+    for start in range(0, len(neurons), rows):
+        batch = neurons[start : start + rows]
+        edits = _Edits([planned[i] for i in batch], batch, base, donors or {}, tally)
+        chosen = torch.tensor([planned[i].neuron for i in batch], device=actions.device)
+        change = edits.of_neurons(model.hook_point(last_neurons(model)))
+        actions[batch] = with_neurons_changed(model, base, chosen, change)
+        advance(len(batch))
     for (names, positions), members in groups.items():
         ops = steps(network(model, names), names, (ACTIONS,))
         rows = _rows_within(memory_budget, ops, base)
@@ -170,9 +183,11 @@ class _Plan:
     """One intervention's edits by hook point, under the points' own names."""
 
     edits: Mapping[str, tuple[Edit, ...]]
-    positions: int
+    positions: int = 0
     """How many positions (tokens or queries) its one edit replaces, if it does only that and they
     are few; else 0."""
+    neuron: int | None = None
+    """The one neuron of the last decoder MLP that its one edit changes, if it does only that."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -200,9 +215,14 @@ def _plan(model: HookedACT, base: SceneRun, intervention: Intervention) -> _Plan
             )
         edits[name] = (*edits.get(name, ()), edit)
     if len(intervention.edits) > 1:  # the order of several edits is kept on whole activations only
-        return _Plan(edits, 0)
+        return _Plan(edits)
     (edit,) = intervention.edits
-    return _Plan(edits, _replaced(edit, model.hook_point(edit.site.name), base))
+    point = model.hook_point(edit.site.name)
+    neuron = edit.site.where.get("neuron")
+    if point.name == last_neurons(model) and isinstance(neuron, int):
+        point.index(edit.site.where, base[last_neurons(model)].shape)
+        return _Plan(edits, neuron=neuron)
+    return _Plan(edits, _replaced(edit, point, base))
 
 
 def _replaced(edit: Edit, point: HookPoint, base: SceneRun) -> int:
@@ -246,6 +266,19 @@ class _Edits:
                 self.tally.record([self.numbers[row]], before[None], after[None])
         return edited
 
+    def of_neurons(self, point: HookPoint) -> Float[Tensor, "row query"]:
+        """What each edit adds to the one neuron it changes, by query."""
+        own = self.base[point.name or ""]
+        change = own.new_zeros(len(self.plans), own.shape[1])
+        for row, plan in enumerate(self.plans):
+            (edit,) = plan.edits[point.name or ""]
+            index = point.index(edit.site.where, own.shape)
+            before = own[index]
+            after = edit.source.value(before.clone(), Moment(point, index, self.donors))
+            change[row][index[1]] = (after - before)[0]
+            self.tally.record([self.numbers[row]], before[None], after[None])
+        return change
+
     def _rows(self, point: HookPoint, own: Tensor) -> Rows:
         """Whole positions replaced, and nothing else touched."""
         index, before, after = [], [], []
@@ -283,6 +316,12 @@ def _rows_within(budget: int, ops: Sequence[Op], base: SceneRun) -> int:
             f"budget is {budget / 2**20:.0f} MiB. Raise memory_budget."
         )
     return budget // largest
+
+
+def _neurons_within(budget: int, base: SceneRun) -> int:
+    """How many neurons the closed form may take at a time."""
+    chunk, joints = base.actions.shape
+    return max(1, budget // (8 * chunk * (12 + 2 * joints)))
 
 
 def _bytes_per_row(op: Op, base: SceneRun) -> int:

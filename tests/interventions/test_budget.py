@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from actlens.errors import InterventionError
-from actlens.interventions import FromScene, Intervention, run, run_scene, run_within
+from actlens.interventions import FromScene, Intervention, run, run_within
 from actlens.sites import Site
 
 

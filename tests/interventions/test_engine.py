@@ -10,14 +10,15 @@ from actlens.errors import HookNameError, InterventionError
 from actlens.interventions import (
     Call,
     Constant,
-    Steering,
     Edit,
     FromScene,
     GaussianNoise,
     Intervention,
+    Steering,
     Subspace,
     activations_under,
     as_hooks,
+    each_neuron_alone,
     mean_of,
     random_subspace,
     run,
@@ -120,6 +121,21 @@ def test_joint_edits_equal_a_hooked_forward(policy, scenes, runs):
                 edits.append(Edit(site, some_source(site, point, shape, rng)))
         interventions.append(Intervention(tuple(edits)))
     check(policy, scenes[0], runs[0], interventions, {"clean": runs[1]})
+
+
+def test_single_neurons_of_the_last_mlp_are_exact_in_closed_form(policy, scenes, runs):
+    name = f"decoder.{policy.config.n_decoder_layers - 1}.mlp.hook_post"
+    where = [{"neuron": n} for n in range(policy.config.d_mlp)]
+    where += [{"neuron": -2, "query": q} for q in (0, -1, slice(1, 3), (3, 0))]
+    sources = [FROM_CLEAN, Constant(0.0), Constant(1e3), GaussianNoise(0.7), Call(torch.exp)]
+    interventions = [Intervention.at(Site(name, w), s) for w in where for s in sources]
+    effects = check(policy, scenes[0], runs[0], interventions, {"clean": runs[1]})
+    small = run(policy, runs[0], interventions, {"clean": runs[1]}, memory_budget=2**16)
+    torch.testing.assert_close(small.actions, effects.actions, rtol=1e-12, atol=1e-13)
+    for number, source in enumerate(sources[:3]):
+        alone = each_neuron_alone(policy, runs[0], source, {"clean": runs[1]})
+        one_by_one = effects.actions[number : policy.config.d_mlp * len(sources) : len(sources)]
+        torch.testing.assert_close(alone, one_by_one, rtol=1e-12, atol=1e-13)
 
 
 def test_sets_of_tokens_update_the_softmax_exactly(policy, scenes, runs):

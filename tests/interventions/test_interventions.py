@@ -9,12 +9,12 @@ from actlens.errors import InterventionError
 from actlens.interventions import (
     Call,
     Constant,
-    Steering,
     Edit,
     FromScene,
     GaussianNoise,
     Intervention,
     Schedule,
+    Steering,
     Subspace,
     as_hooks,
     random_subspace,
