@@ -5,6 +5,8 @@
 
 The variants run in turn within each round, so that all of them meet the same machine; what counts
 are the medians over rounds and their ratios to the network of `nn.MultiheadAttention` modules.
+Freed memory is kept, as in the experiments: with glibc's own setting (`--no-keep-memory`) every
+buffer of a cache costs fresh page faults.
 """
 
 import dataclasses
@@ -23,6 +25,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from actlens.allocator import keep_freed_memory
 from actlens.config import STATE_KEY, ACTConfig, Camera
 from actlens.hooks import HookPoint
 from actlens.model.act import HookedACT
@@ -43,6 +46,8 @@ class Sizes:
     rounds: int = 7
     """Timed runs of each variant, after one that is not."""
     threads: int = 1
+    keep_memory: bool = True
+    """Let freed memory be used again, as the experiments do."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -105,6 +110,8 @@ def build(sizes: Sizes) -> tuple[dict[str, Callable[[], Any]], HookedACT]:
 def measure(sizes: Sizes) -> Figures:
     """Time every variant in turn, round by round."""
     torch.set_num_threads(sizes.threads)
+    if sizes.keep_memory:
+        keep_freed_memory()
     variants, model = build(sizes)
     equal = torch.equal(variants[REFERENCE](), variants[PLAIN]())
     if not equal:
