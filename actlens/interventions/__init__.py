@@ -8,8 +8,10 @@ effects = run(model, scene, [Intervention.at(site, FromScene("clean"))], donors)
 
 from actlens.interventions.budget import Audit, run_within
 from actlens.interventions.closed_form import each_neuron_alone
-from actlens.interventions.engine import Effects, activations_under, run
+from actlens.interventions.effects import Effects
+from actlens.interventions.engine import activations_under, run
 from actlens.interventions.intervention import ALWAYS, Edit, Intervention, Schedule
+from actlens.interventions.paths import Path, run_paths
 from actlens.interventions.plain_hooks import as_hooks
 from actlens.interventions.scene_run import SceneRun, mean_of, run_scene
 from actlens.interventions.sources import (
@@ -22,6 +24,7 @@ from actlens.interventions.sources import (
     Subspace,
     random_subspace,
 )
+from actlens.interventions.tracing import knock_out, noisy_tokens, restored, token_spread
 
 __all__ = [
     "ALWAYS",
@@ -33,6 +36,7 @@ __all__ = [
     "FromScene",
     "GaussianNoise",
     "Intervention",
+    "Path",
     "SceneRun",
     "Schedule",
     "Source",
@@ -41,9 +45,14 @@ __all__ = [
     "activations_under",
     "as_hooks",
     "each_neuron_alone",
+    "knock_out",
     "mean_of",
+    "noisy_tokens",
     "random_subspace",
+    "restored",
     "run",
+    "run_paths",
     "run_scene",
     "run_within",
+    "token_spread",
 ]

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 
 from actlens.errors import InterventionError
-from actlens.interventions.engine import DEFAULT_BUDGET, Effects, run
+from actlens.interventions.effects import Effects
+from actlens.interventions.engine import run
 from actlens.interventions.intervention import Intervention
+from actlens.interventions.memory import DEFAULT_BUDGET
 from actlens.interventions.scene_run import SceneRun
 from actlens.model.act import HookedACT
 

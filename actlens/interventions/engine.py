@@ -8,53 +8,25 @@ under an edit of the tokens); single changed tokens pass their first attention b
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import prod
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from actlens.errors import InterventionError
-from actlens.hooks import HookPoint, Receipt
+from actlens.hooks import HookPoint
 from actlens.interventions.closed_form import last_neurons, with_neurons_changed
+from actlens.interventions.effects import Effects, Tally
 from actlens.interventions.evaluate import evaluate, steps
 from actlens.interventions.intervention import Edit, Intervention
-from actlens.interventions.network import Attend, Op, network
-from actlens.interventions.rows import Rows, Value
+from actlens.interventions.memory import DEFAULT_BUDGET, neurons_within, rows_within
+from actlens.interventions.network import ACTIONS, canonical, checked_point, network
+from actlens.interventions.rows import Rows, Value, whole
 from actlens.interventions.scene_run import SceneRun
 from actlens.interventions.softmax_update import LARGEST_SHARE
 from actlens.interventions.sources import Call, Moment
 from actlens.model.act import HookedACT
 
-ACTIONS = "hook_actions_normalized"
-DEFAULT_BUDGET = 256 * 2**20
 _POSITIONS = ("token", "query", "chunk")
-
-
-@dataclass(frozen=True)
-class Effects:
-    """What each of several interventions did, in the order in which they were given."""
-
-    actions: Float[Tensor, "intervention chunk joint"]
-    """Normalised action chunks."""
-    changed: Int[np.ndarray, " intervention"]
-    """Elements that differ from the run's own at the edited parts."""
-    site_change: Float[np.ndarray, " intervention"]
-    """Largest absolute change at the edited parts."""
-    output_change: Float[np.ndarray, " intervention"]
-    """Largest absolute change of the normalised actions."""
-    left_out: Float[np.ndarray, " intervention"]
-    """Norm of the relative movements of tokens that a tolerance left out; 0 where exact."""
-
-    def receipts(self, interventions: Sequence[Intervention]) -> tuple[Receipt, ...]:
-        """One per intervention; every edit is made exactly once."""
-        return tuple(
-            Receipt(str(given), len(given.edits), int(changed), float(site), float(output))
-            for given, changed, site, output in zip(
-                interventions, self.changed, self.site_change, self.output_change, strict=True
-            )
-        )
 
 
 @torch.no_grad()
@@ -92,9 +64,9 @@ def run(
             neurons.append(i)
         else:
             groups.setdefault((plan.names, plan.positions), []).append(i)
-    tally = _Tally(len(planned))
+    tally = Tally(len(planned))
     actions = base.actions.new_empty((len(planned), *base.actions.shape))
-    rows = _neurons_within(memory_budget, base)
+    rows = neurons_within(memory_budget, base)
     for start in range(0, len(neurons), rows):
         batch = neurons[start : start + rows]
         edits = _Edits([planned[i] for i in batch], batch, base, donors or {}, tally)
@@ -104,23 +76,16 @@ def run(
         advance(len(batch))
     for (names, positions), members in groups.items():
         ops = steps(network(model, names), names, (ACTIONS,))
-        rows = _rows_within(memory_budget, ops, base)
+        rows = rows_within(memory_budget, ops, base)
         for start in range(0, len(members), rows):
             batch = members[start : start + rows]
             edits = _Edits([planned[i] for i in batch], batch, base, donors or {}, tally)
             changes = {name: partial(edits.at, model.hook_point(name), positions) for name in names}
             neglect = partial(tally.neglect, batch)
             found = evaluate(ops, base, changes, (ACTIONS,), tolerance, neglect)
-            actions[batch] = _whole(found.get(ACTIONS), base[ACTIONS])
+            actions[batch] = whole(found.get(ACTIONS), base[ACTIONS])
             advance(len(batch))
-    difference = (actions - base.actions).abs().flatten(1).amax(1)
-    return Effects(
-        actions,
-        tally.changed,
-        tally.site_change,
-        difference.numpy(force=True),
-        np.sqrt(tally.squares_left_out),
-    )
+    return tally.effects(actions, base)
 
 
 @torch.no_grad()
@@ -143,39 +108,15 @@ def activations_under(
         HookNameError: if a hook point does not exist.
     """
     plan = _plan(model, base, intervention)
-    points = {_canonical(model, name) for name in wanted}
-    held = {_canonical(model, name) for name in frozen} - set(plan.names)
+    points = {canonical(model, name) for name in wanted}
+    held = {canonical(model, name) for name in frozen} - set(plan.names)
     ops = steps(network(model, {*plan.names, *points, *held}), plan.names, points, held)
-    edits = _Edits([plan], [0], base, donors or {}, _Tally(1))
+    edits = _Edits([plan], [0], base, donors or {}, Tally(1))
     changes = {
         name: partial(edits.at, model.hook_point(name), plan.positions) for name in plan.names
     }
     found = evaluate(ops, base, changes, points)
-    return SceneRun({name: _whole(found.get(name), base[name]) for name in points})
-
-
-class _Tally:
-    """Receipts while they are being counted."""
-
-    def __init__(self, n: int):
-        self.changed = np.zeros(n, dtype=np.int64)
-        self.site_change = np.zeros(n)
-        self.squares_left_out = np.zeros(n)
-
-    def neglect(self, numbers: Sequence[int], squares: Float[Tensor, " intervention"]) -> None:
-        """Note what a tolerance left out of one layer."""
-        self.squares_left_out[numbers] += squares.numpy(force=True)
-
-    def record(self, numbers: Sequence[int], before: Tensor, after: Tensor) -> None:
-        """Count what edits changed, one batch row per intervention.
-
-        Infinities and NaNs that stayed are no change.
-        """
-        different = (after != before) & ~((before != before) & (after != after))
-        change = torch.where(different, (after - before).abs(), 0).reshape(len(numbers), -1).amax(1)
-        self.changed[numbers] += different.reshape(len(numbers), -1).sum(1).numpy(force=True)
-        known = self.site_change[numbers]
-        self.site_change[numbers] = np.maximum(known, change.numpy(force=True))
+    return SceneRun({name: whole(found.get(name), base[name]) for name in points})
 
 
 @dataclass(frozen=True)
@@ -195,24 +136,10 @@ class _Plan:
         return tuple(sorted(self.edits))
 
 
-def _canonical(model: HookedACT, name: str) -> str:
-    return model.hook_point(name).name or ""
-
-
 def _plan(model: HookedACT, base: SceneRun, intervention: Intervention) -> _Plan:
     edits: dict[str, tuple[Edit, ...]] = {}
     for edit in intervention.edits:
-        name = _canonical(model, edit.site.name)
-        if "batch" in edit.site.where:
-            raise InterventionError(
-                f"{edit.site}: the engine makes each intervention on one scene, so there is no "
-                "batch to select from: leave 'batch' out."
-            )
-        if name == "hook_actions":
-            raise InterventionError(
-                f"{edit.site} lies after the normalised actions, in which effects are measured: "
-                f"edit {ACTIONS} instead, in units of the demonstrations' spread."
-            )
+        name = checked_point(model, edit.site)
         edits[name] = (*edits.get(name, ()), edit)
     if len(intervention.edits) > 1:  # the order of several edits is kept on whole activations only
         return _Plan(edits)
@@ -246,14 +173,14 @@ class _Edits:
     numbers: Sequence[int]
     base: SceneRun
     donors: Mapping[str, SceneRun]
-    tally: _Tally
+    tally: Tally
 
     def at(self, point: HookPoint, positions: int, value: Value | None) -> Value:
         """What a hook point holds after its edits; the `Change` of `evaluate`."""
         own = self.base[point.name or ""]
         if value is None and positions:
             return self._rows(point, own)
-        edited = _whole(value, own).expand(len(self.plans), *own.shape[1:])
+        edited = whole(value, own).expand(len(self.plans), *own.shape[1:])
         edited = edited.clone(memory_format=torch.contiguous_format)
         batched = point.axes[:1] == ("batch",)
         for row, plan in enumerate(self.plans):
@@ -295,40 +222,3 @@ class _Edits:
         edited = torch.cat(after)
         self.tally.record(self.numbers, torch.cat(before), edited)
         return Rows.even(torch.tensor(index, device=own.device), edited)
-
-
-def _whole(value: Value | None, base: Float[Tensor, "1 ..."]) -> Float[Tensor, "batch ..."]:
-    if value is None:
-        return base
-    return value.dense(base) if isinstance(value, Rows) else value
-
-
-def _rows_within(budget: int, ops: Sequence[Op], base: SceneRun) -> int:
-    """How many interventions fit a batch: the largest operation's inputs, output and scratch.
-
-    Raises:
-        InterventionError: if not even one does.
-    """
-    largest = max((_bytes_per_row(op, base) for op in ops), default=1)
-    if largest > budget:
-        raise InterventionError(
-            f"One intervention alone needs {largest / 2**20:.0f} MiB of temporaries; the memory "
-            f"budget is {budget / 2**20:.0f} MiB. Raise memory_budget."
-        )
-    return budget // largest
-
-
-def _neurons_within(budget: int, base: SceneRun) -> int:
-    """How many neurons the closed form may take at a time."""
-    chunk, joints = base.actions.shape
-    return max(1, budget // (8 * chunk * (12 + 2 * joints)))
-
-
-def _bytes_per_row(op: Op, base: SceneRun) -> int:
-    size = lambda name: prod(base[name].shape[1:])
-    scratch = op.scratch
-    if isinstance(op, Attend):  # scores and pattern: two numbers for every query, head and key
-        keys, d_head = base[op.inputs[1]].shape[1], base[op.inputs[1]].shape[3]
-        scratch = 2 * keys / d_head
-    elements = sum(map(size, op.inputs)) + (1 + scratch) * size(op.output)
-    return int(elements * base[ACTIONS].element_size())

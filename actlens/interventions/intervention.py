@@ -1,6 +1,7 @@
 """Interventions as values: what to change, into what, and when. They run anywhere, and save."""
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
@@ -103,14 +104,7 @@ class Intervention:
             InterventionError: if a source is a function.
         """
         return {
-            "edits": [
-                {
-                    "hook": edit.site.name,
-                    "where": {axis: _saved(chosen) for axis, chosen in edit.site.where.items()},
-                    "source": _saved_source(edit.source),
-                }
-                for edit in self.edits
-            ],
+            "edits": [edit_to_json(edit) for edit in self.edits],
             "schedule": asdict(self.schedule),
         }
 
@@ -121,22 +115,47 @@ class Intervention:
         Raises:
             InterventionError: naming the entry that is missing or not understood.
         """
-        try:
-            edits = tuple(
-                Edit(
-                    Site(
-                        entry["hook"],
-                        {axis: _loaded(chosen) for axis, chosen in entry["where"].items()},
-                    ),
-                    _loaded_source(entry["source"]),
-                )
-                for entry in saved["edits"]
-            )
+        with understood("intervention"):
+            edits = tuple(edit_from_json(entry) for entry in saved["edits"])
             return cls(edits, Schedule(**saved["schedule"]))
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise InterventionError(
-                f"This is no saved intervention ({type(error).__name__}: {error})."
-            ) from error
+
+
+@contextmanager
+def understood(what: str) -> Generator[None]:
+    """Turns whatever damaged entries raise into one error that names them."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InterventionError(
+            f"This is no saved {what} ({type(error).__name__}: {error})."
+        ) from error
+
+
+def edit_to_json(edit: Edit) -> dict[str, Any]:
+    """An edit as plain values.
+
+    Raises:
+        InterventionError: if its source is a function.
+    """
+    return {**site_to_json(edit.site), "source": _saved_source(edit.source)}
+
+
+def edit_from_json(saved: Mapping[str, Any]) -> Edit:
+    """What `edit_to_json` made; to be called within `understood`."""
+    return Edit(site_from_json(saved), _loaded_source(saved["source"]))
+
+
+def site_to_json(site: Site) -> dict[str, Any]:
+    """A site as plain values."""
+    return {
+        "hook": site.name,
+        "where": {axis: _saved(chosen) for axis, chosen in site.where.items()},
+    }
+
+
+def site_from_json(saved: Mapping[str, Any]) -> Site:
+    """What `site_to_json` made; to be called within `understood`."""
+    return Site(saved["hook"], {axis: _loaded(chosen) for axis, chosen in saved["where"].items()})
 
 
 def _saved(chosen: Selection) -> Any:

@@ -21,8 +21,11 @@ from actlens.model.attention import Attention
 from actlens.model.backbone import STAGES
 from actlens.model.mlp import MLP
 from actlens.model.token_major import LayerNorm
+from actlens.sites import Site
 
 TOKEN_POS = "embed.hook_pos"
+ACTIONS = "hook_actions_normalized"
+"""In which effects are measured."""
 QUERY_POS = "decoder.query_pos"
 """The learned positions of the queries: no hook point, but an input of the decoder's operations."""
 
@@ -59,6 +62,36 @@ class Attend(Op):
     skip: str = ""
     resid: str = ""
     gain: float = 1.0
+
+
+def canonical(model: HookedACT, name: str) -> str:
+    """The own name of the hook point that `name` (perhaps an alias) stands for.
+
+    Raises:
+        HookNameError: if there is none.
+    """
+    return model.hook_point(name).name or ""
+
+
+def checked_point(model: HookedACT, site: Site) -> str:
+    """The own name of a site's hook point, at which the engine can intervene.
+
+    Raises:
+        HookNameError: if there is no such hook point.
+        InterventionError: if it lies behind what is measured, or the site selects scenes.
+    """
+    name = canonical(model, site.name)
+    if "batch" in site.where:
+        raise InterventionError(
+            f"{site}: the engine makes each intervention on one scene, so there is no batch to "
+            "select from: leave 'batch' out."
+        )
+    if name == "hook_actions":
+        raise InterventionError(
+            f"{site} lies after the normalised actions, in which effects are measured: edit "
+            f"{ACTIONS} instead, in units of the demonstrations' spread."
+        )
+    return name
 
 
 def network(model: HookedACT, touched: Collection[str]) -> tuple[Op, ...]:

@@ -92,3 +92,10 @@ class Rows:
 
 Value = Tensor | Rows
 """A changed activation: whole, one batch row per intervention, or as the rows that differ."""
+
+
+def whole(value: Value | None, base: Float[Tensor, "1 ..."]) -> Float[Tensor, "batch ..."]:
+    """The activation as a tensor; the base run's, with a batch axis of one, where it is None."""
+    if value is None:
+        return base
+    return value.dense(base) if isinstance(value, Rows) else value
