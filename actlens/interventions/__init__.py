@@ -10,6 +10,7 @@ from actlens.interventions.budget import Audit, run_within
 from actlens.interventions.closed_form import each_neuron_alone
 from actlens.interventions.effects import Effects
 from actlens.interventions.engine import activations_under, run
+from actlens.interventions.evaluate import Precision
 from actlens.interventions.intervention import ALWAYS, Edit, Intervention, Schedule
 from actlens.interventions.paths import Path, run_paths
 from actlens.interventions.plain_hooks import as_hooks
@@ -37,6 +38,7 @@ __all__ = [
     "GaussianNoise",
     "Intervention",
     "Path",
+    "Precision",
     "SceneRun",
     "Schedule",
     "Source",

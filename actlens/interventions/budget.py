@@ -16,6 +16,7 @@ import torch
 from actlens.errors import InterventionError
 from actlens.interventions.effects import Effects
 from actlens.interventions.engine import run
+from actlens.interventions.evaluate import Precision
 from actlens.interventions.intervention import Intervention
 from actlens.interventions.memory import DEFAULT_BUDGET
 from actlens.interventions.scene_run import SceneRun
@@ -61,6 +62,7 @@ def run_within(
     max_error: float,
     n_audit: int = 32,
     tolerance: float = LARGEST_TOLERANCE,
+    precision: Precision = Precision.FULL,
     seed: int = 0,
     memory_budget: int = DEFAULT_BUDGET,
     advance: Callable[[int], None] = lambda n: None,
@@ -72,6 +74,7 @@ def run_within(
         n_audit: interventions that are made again exactly, half of them at random, half those of
             which the most was left out.
         tolerance: to begin with; a run on a similar scene tells a good one.
+        precision: of the large products; the audit is made in the model's own.
         seed: of the random half of the audit.
 
     Raises:
@@ -91,7 +94,7 @@ def run_within(
     drawn = generator.permutation(len(interventions))
     norm = float(base.actions.norm())
     while tolerance >= SMALLEST_TOLERANCE:
-        effects = again(interventions, tolerance=tolerance)
+        effects = again(interventions, tolerance=tolerance, precision=precision)
         suspect = np.argsort(-effects.left_out, kind="stable")[:n_suspect]
         others = drawn[~np.isin(drawn, suspect)][:n_random]
         audited = np.concatenate([suspect, others])

@@ -16,7 +16,7 @@ from torch import Tensor
 from actlens.hooks import HookPoint
 from actlens.interventions.closed_form import last_neurons, with_neurons_changed
 from actlens.interventions.effects import Effects, Tally
-from actlens.interventions.evaluate import evaluate, steps
+from actlens.interventions.evaluate import Precision, evaluate, steps
 from actlens.interventions.intervention import Edit, Intervention
 from actlens.interventions.memory import DEFAULT_BUDGET, neurons_within, rows_within
 from actlens.interventions.network import ACTIONS, canonical, checked_point, network
@@ -37,6 +37,7 @@ def run(
     donors: Mapping[str, SceneRun] | None = None,
     *,
     tolerance: float = 0.0,
+    precision: Precision = Precision.FULL,
     memory_budget: int = DEFAULT_BUDGET,
     advance: Callable[[int], None] = lambda n: None,
 ) -> Effects:
@@ -47,6 +48,7 @@ def run(
         donors: the runs that sources name, by role.
         tolerance: leave tokens as they are that move by a smaller share of their norm; 0 is exact.
             `run_within` chooses it from an allowed error.
+        precision: of the large products; `Precision.HALF` is faster on most machines, not exact.
         memory_budget: bytes that the temporaries of one batch may take; it does not change results
             beyond float rounding.
         advance: told how many interventions were done, for progress bars.
@@ -82,7 +84,7 @@ def run(
             edits = _Edits([planned[i] for i in batch], batch, base, donors or {}, tally)
             changes = {name: partial(edits.at, model.hook_point(name), positions) for name in names}
             neglect = partial(tally.neglect, batch)
-            found = evaluate(ops, base, changes, (ACTIONS,), tolerance, neglect)
+            found = evaluate(ops, base, changes, (ACTIONS,), tolerance, neglect, precision)
             actions[batch] = whole(found.get(ACTIONS), base[ACTIONS])
             advance(len(batch))
     return tally.effects(actions, base)

@@ -7,7 +7,8 @@ from actlens.errors import InterventionError
 from actlens.interventions.network import ACTIONS, Attend, Op
 from actlens.interventions.scene_run import SceneRun
 
-DEFAULT_BUDGET = 256 * 2**20
+DEFAULT_BUDGET = 96 * 2**20
+"""Larger batches are slower on CPUs: their activations leave the caches."""
 
 
 def rows_within(budget: int, ops: Sequence[Op], base: SceneRun) -> int:

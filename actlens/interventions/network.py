@@ -5,9 +5,10 @@ the other, in memory that it may overwrite; where somebody does, each step is an
 own. The operations use the model's own weights, and do what `actlens.model` does, batch first.
 """
 
-from collections.abc import Callable, Collection
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +31,11 @@ QUERY_POS = "decoder.query_pos"
 """The learned positions of the queries: no hook point, but an input of the decoder's operations."""
 
 
+ChangeInHalf = Callable[[Sequence[Tensor | None], Callable[[str], Tensor]], Tensor]
+"""(changes of the inputs, None where there is none; the base run's activations in bfloat16 by
+name, at the same places) -> the output's change."""
+
+
 @dataclass(frozen=True)
 class Op:
     """How one hook point's activation comes from others'; `compute` is None for inputs.
@@ -37,6 +43,8 @@ class Op:
     Attributes:
         positionwise: each position of the output depends on that position of the inputs alone.
         scratch: memory that the operation needs besides its output, in multiples of the output's.
+        change: the output's change from the inputs' changes, its large products in bfloat16; None
+            where the operation is cheap, and computed in full precision anyway.
     """
 
     output: str
@@ -44,6 +52,7 @@ class Op:
     compute: Callable[..., Tensor] | None = None
     positionwise: bool = False
     scratch: float = 0.0
+    change: ChangeInHalf | None = None
 
 
 @dataclass(frozen=True)
@@ -152,9 +161,16 @@ class _Builder:
         return not self.touched.isdisjoint(names)
 
     def _add(
-        self, output: str, inputs: tuple[str, ...], compute: Callable[..., Tensor], **facts: Any
+        self,
+        output: str,
+        inputs: tuple[str, ...],
+        compute: Callable[..., Tensor],
+        *,
+        positionwise: bool = True,
+        scratch: float = 0.0,
+        change: ChangeInHalf | None = None,
     ) -> None:
-        self.ops.append(Op(output, inputs, compute, **{"positionwise": True} | facts))
+        self.ops.append(Op(output, inputs, compute, positionwise, scratch, change))
 
     def _same(self, output: str, source: str) -> None:
         self._add(output, (source,), lambda x: x)
@@ -275,14 +291,16 @@ class _Builder:
         resid: str,
     ) -> None:
         (w_q, w_k, w_v), (b_q, b_k, b_v) = attn.in_proj_weight.chunk(3), attn.in_proj_bias.chunk(3)
-        heads = lambda x, w, b: F.linear(x, w, b).unflatten(-1, (attn.n_heads, -1))
+        split = lambda x: x.unflatten(-1, (attn.n_heads, -1))
+        heads = lambda x, w, b: split(F.linear(x, w, b))
+        in_half = lambda w: _then(split, _linear_in_half(w))
         q, k, v, scores, pattern, z, result = (
             f"{prefix}.hook_{name}"
             for name in ("q", "k", "v", "attn_scores", "pattern", "z", "result")
         )
-        self._add(q, q_inputs, lambda x, pos: heads(x + pos, w_q, b_q))
-        self._add(k, k_inputs, lambda x, pos: heads(x + pos, w_k, b_k))
-        self._add(v, (v_input,), lambda x: heads(x, w_v, b_v))
+        self._add(q, q_inputs, lambda x, pos: heads(x + pos, w_q, b_q), change=in_half(w_q))
+        self._add(k, k_inputs, lambda x, pos: heads(x + pos, w_k, b_k), change=in_half(w_k))
+        self._add(v, (v_input,), lambda x: heads(x, w_v, b_v), change=in_half(w_v))
         if self._watched(scores, pattern):
             self._add(scores, (q, k), scores_of, positionwise=False)
             self._add(pattern, (scores,), lambda s: s.softmax(-1), positionwise=False)
@@ -296,13 +314,19 @@ class _Builder:
             )
             self.ops.append(attending)
         project = attn.out_proj
+        half = _linear_in_half(project.weight, flatten=True)
         if self._watched(result):
             self._add(result, (z,), lambda x: torch.einsum("bqhe,hed->bqhd", x, attn.W_O))
             self._add(out, (result,), lambda x: x.sum(2) + project.bias)
         elif self._watched(out):
-            self._add(out, (z,), lambda x: _linear(x.flatten(2), project))
+            self._add(out, (z,), lambda x: _linear(x.flatten(2), project), change=half)
         else:
-            self._add(resid, (z, skip), lambda x, s: _onto(_linear(x.flatten(2), project), s))
+            self._add(
+                resid,
+                (z, skip),
+                lambda x, s: _onto(_linear(x.flatten(2), project), s),
+                change=_plus_skip(half),
+            )
             return
         self._add(resid, (out, skip), lambda x, s: x + s)
 
@@ -312,15 +336,17 @@ class _Builder:
         act = F.relu if mlp.activation is Activation.RELU else F.gelu
         owned = torch.relu_ if mlp.activation is Activation.RELU else F.gelu
         if self._watched(pre, post):
-            self._add(pre, (read,), lambda x: _linear(x, mlp.linear1))
+            first, second = (_linear_in_half(x.weight) for x in (mlp.linear1, mlp.linear2))
+            self._add(pre, (read,), lambda x: _linear(x, mlp.linear1), change=first)
             self._add(post, (pre,), act)
-            self._add(out, (post,), lambda x: _linear(x, mlp.linear2))
+            self._add(out, (post,), lambda x: _linear(x, mlp.linear2), change=second)
         else:
             self._add(
                 out,
                 (read,),
                 lambda x: _linear(owned(_linear(x, mlp.linear1)), mlp.linear2),
                 scratch=mlp.linear1.out_features / mlp.linear2.out_features,
+                change=_mlp_in_half(mlp, pre),
             )
         self._add(resid, (out, skip), lambda x, s: x + s)
         if last_norm is None:
@@ -341,6 +367,61 @@ def _layer_norm(x: Tensor, norm: LayerNorm) -> Tensor:
 def _onto(fresh: Tensor, other: Tensor) -> Tensor:
     """The sum, in the memory of `fresh` where it is large enough."""
     return fresh.add_(other) if len(fresh) >= len(other) else fresh + other
+
+
+def _linear_in_half(weight: Tensor, *, flatten: bool = False) -> ChangeInHalf:
+    """A linear layer's change: the sum of its inputs' changes times its weights."""
+    in_half = cache(lambda: weight.detach().bfloat16())
+
+    def change(changes: Sequence[Tensor | None], base: Callable[[str], Tensor]) -> Tensor:
+        total = sum(x for x in changes if x is not None)
+        assert isinstance(total, Tensor)
+        return F.linear((total.flatten(2) if flatten else total).bfloat16(), in_half())
+
+    return change
+
+
+def _then(last: Callable[[Tensor], Tensor], first: ChangeInHalf) -> ChangeInHalf:
+    return lambda changes, base: last(first(changes, base))
+
+
+def _plus_skip(write: ChangeInHalf) -> ChangeInHalf:
+    """The change of a stream: that of what is written to it, and its own."""
+
+    def change(changes: Sequence[Tensor | None], base: Callable[[str], Tensor]) -> Tensor:
+        written, skip = changes
+        if written is None:
+            assert skip is not None
+            return skip
+        moved = write([written], base)
+        return moved if skip is None else moved + skip
+
+    return change
+
+
+def _mlp_in_half(mlp: MLP, pre: str) -> ChangeInHalf:
+    """An MLP's change. That of a rectified unit is exact to a rounding of the change itself."""
+    first, second = _linear_in_half(mlp.linear1.weight), _linear_in_half(mlp.linear2.weight)
+
+    def change(changes: Sequence[Tensor | None], base: Callable[[str], Tensor]) -> Tensor:
+        moved = first(changes, base)
+        own = base(pre)
+        if mlp.activation is Activation.RELU:
+            # relu(a + d) - relu(a) = max(d, -a) + min(a, 0), without a difference of large numbers.
+            moved = torch.maximum(moved, -own).add_(own.clamp_max(0))
+        else:
+            moved = _gelu_change(own.float(), moved.float())
+        return second([moved], base)
+
+    return change
+
+
+def _gelu_change(a: Tensor, d: Tensor) -> Tensor:
+    """gelu(a + d) - gelu(a); by the slope in the middle where the difference would cancel."""
+    middle = a + d / 2
+    density = (-middle.square() / 2).exp() / math.sqrt(2 * math.pi)
+    slope = torch.special.ndtr(middle) + middle * density
+    return torch.where(d.abs() < 0.05, slope * d, F.gelu(a + d) - F.gelu(a))
 
 
 def _stack_tokens(*parts: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ class SceneRun(Mapping[str, Tensor]):
         self._activations = dict(activations)
         self._model = model
         self._attentions: dict[str, BaseAttention] = {}
+        self._halves: dict[str, Tensor] = {}
 
     @property
     def actions(self) -> Float[Tensor, "chunk joint"]:
@@ -39,6 +40,12 @@ class SceneRun(Mapping[str, Tensor]):
             names = (f"{prefix}.hook_{name}" for name in ("q", "k", "v", "z", "pattern"))
             self._attentions[prefix] = BaseAttention.of(*(self[name] for name in names))
         return self._attentions[prefix]
+
+    def in_half(self, name: str) -> Float[Tensor, "1 ..."]:
+        """An activation in bfloat16; cast once."""
+        if name not in self._halves:
+            self._halves[name] = self[name].bfloat16()
+        return self._halves[name]
 
     @torch.no_grad()
     def __getitem__(self, name: str) -> Float[Tensor, "1 ..."]:
