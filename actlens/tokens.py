@@ -4,20 +4,27 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from actlens.config import ACTConfig
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from actlens.config import ACTConfig, Camera
 from actlens.errors import HookNameError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_PIXEL_TOKEN = re.compile(r"(?P<camera>\w+)\[(?P<row>\d+)\s*,\s*(?P<col>\d+)\]")
+_CELLS = r"\d+|\d*\s*:\s*\d*"
+_PIXEL_TOKENS = re.compile(rf"(?P<camera>\w+)\[\s*(?P<rows>{_CELLS})\s*,\s*(?P<cols>{_CELLS})\s*\]")
 
 
 @dataclass(frozen=True)
 class PixelRect:
-    """The image region that a pixel token's cell covers, in pixels; `bottom` and `right` exclusive.
+    """A rectangle of a camera's image, in pixels; `bottom` and `right` exclusive.
 
-    The token's receptive field is larger: this is its cell in the stride-32 grid.
+    Where it is that of a pixel token: the token's receptive field is larger, this is its cell in
+    the grid.
     """
 
     camera: str
@@ -25,6 +32,15 @@ class PixelRect:
     left: int
     bottom: int
     right: int
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """A rectangle of one camera's tokens."""
+
+    camera: str
+    rows: range
+    cols: range
 
 
 @dataclass(frozen=True)
@@ -95,11 +111,18 @@ class TokenMap:
 
     def grid(self, camera: str) -> tuple[int, int]:
         """Rows and columns of one camera's tokens."""
-        self.camera(camera)
-        return next(self.config.grid(c) for c in self.config.cameras if c.name == camera)
+        return self.config.grid(self._config_of(camera))
 
-    def index(self, address: str) -> int | slice:
-        """The index of `latent`, `state`, `top[3,7]`, or the slice of a whole camera (`top`).
+    @property
+    def stride(self) -> int:
+        """Pixels between two neighbouring tokens of a camera, and the side of a token's cell."""
+        return 16 if self.config.dilation else 32
+
+    def index(self, address: str) -> int | slice | tuple[int, ...]:
+        """What `latent`, `state`, `top[3,7]`, `top` or `top[2:5, 3:6]` stands for.
+
+        A token is its index, a whole camera a slice, a region of a camera its indices row by row.
+        Rows and columns count from 0, spans leave out their end, `:` is all of them.
 
         Raises:
             HookNameError: if the address names no token; row and column bounds are given.
@@ -108,45 +131,122 @@ class TokenMap:
             return self._by_name[address]
         if address in self._groups:
             return self._groups[address]
-        if found := _PIXEL_TOKEN.fullmatch(address.strip()):
-            rows, cols = self.grid(found["camera"])
-            row, col = int(found["row"]), int(found["col"])
-            if row < rows and col < cols:
-                return self._groups[found["camera"]].start + row * cols + col
-            raise HookNameError(
-                f"{address!r} lies outside the {rows}x{cols} token grid of {found['camera']}."
-            )
+        if cells := self._cells(address):
+            indices = self._indices(cells)
+            return indices if ":" in address else indices[0]
         known = [*self.names[: self.config.n_vector_tokens]]
         known += [f"{camera}[row,col]" for camera in self._groups]
         raise HookNameError(f"{address!r} is not a token: use {', '.join(known)}.")
 
+    def rect(self, address: str) -> PixelRect:
+        """The pixels of a camera (`top`), a region (`top[2:5, 3:6]`) or a token (`top[3,7]`).
+
+        Raises:
+            HookNameError: if the address names no part of a camera.
+        """
+        cells = self._cells(f"{address}[:,:]" if address in self._groups else address)
+        if cells is None:
+            known = ", ".join(f"{camera}[row,col]" for camera in self._groups) or "a camera"
+            raise HookNameError(f"{address!r} is no part of an image: use {known}.")
+        size, rows, cols = self._config_of(cells.camera), cells.rows, cells.cols
+        return PixelRect(
+            cells.camera,
+            rows.start * self.stride,
+            cols.start * self.stride,
+            min(rows.stop * self.stride, size.height),
+            min(cols.stop * self.stride, size.width),
+        )
+
     def pixels(self, index: int) -> PixelRect | None:
         """The cell of the camera image that a pixel token covers; None for other tokens."""
         token = self.tokens[index]
-        if token.camera is None or token.row is None or token.col is None:
-            return None
-        camera = next(c for c in self.config.cameras if c.name == token.camera)
-        stride = 16 if self.config.dilation else 32
-        top, left = token.row * stride, token.col * stride
-        return PixelRect(
-            token.camera,
-            top,
-            left,
-            min(top + stride, camera.height),
-            min(left + stride, camera.width),
-        )
+        return None if token.camera is None else self.rect(token.name)
 
     def at_pixel(self, camera: str, y: float, x: float) -> int:
         """The index of the token whose cell contains the pixel (y down, x right)."""
         _, cols = self.grid(camera)
-        size = next(c for c in self.config.cameras if c.name == camera)
+        size = self._config_of(camera)
         if not (0 <= y < size.height and 0 <= x < size.width):
             raise HookNameError(
                 f"Pixel ({y:g}, {x:g}) lies outside camera {camera!r}, "
                 f"whose images are {size.height}x{size.width}."
             )
-        stride = 16 if self.config.dilation else 32
-        return self._groups[camera].start + int(y // stride) * cols + int(x // stride)
+        row, col = int(y // self.stride), int(x // self.stride)
+        return self._groups[camera].start + row * cols + col
+
+    def in_rect(self, rect: PixelRect) -> tuple[int, ...]:
+        """The tokens whose cells a rectangle of the image touches, row by row.
+
+        Raises:
+            HookNameError: if there is no such camera, or the rectangle is empty or leaves its
+                image.
+        """
+        size = self._config_of(rect.camera)
+        inside = (
+            0 <= rect.top < rect.bottom <= size.height and 0 <= rect.left < rect.right <= size.width
+        )
+        if not inside:
+            raise HookNameError(
+                f"{rect} is empty or leaves the image of {size.height}x{size.width} pixels."
+            )
+        rows = range(rect.top // self.stride, -(-rect.bottom // self.stride))
+        cols = range(rect.left // self.stride, -(-rect.right // self.stride))
+        return self._indices(_Cells(rect.camera, rows, cols))
+
+    def in_mask(
+        self, camera: str, mask: Bool[Tensor, "row col"] | Bool[np.ndarray, "row col"]
+    ) -> tuple[int, ...]:
+        """The tokens in a mask, row by row.
+
+        Args:
+            mask: of the image's size, and then tokens are in it that have a pixel in it; or of the
+                size of the camera's token grid.
+
+        Raises:
+            HookNameError: if the mask has another size, is not boolean, or holds no token.
+        """
+        size, (rows, cols) = self._config_of(camera), self.grid(camera)
+        cells = torch.as_tensor(mask)
+        if cells.dtype != torch.bool:
+            raise HookNameError(f"A mask is boolean; this one is {cells.dtype}: compare it first.")
+        if cells.shape == (size.height, size.width):
+            padded = cells.new_zeros(rows * self.stride, cols * self.stride)
+            padded[: size.height, : size.width] = cells
+            cells = padded.reshape(rows, self.stride, cols, self.stride).any(3).any(1)
+        if cells.shape != (rows, cols):
+            raise HookNameError(
+                f"The mask has shape {tuple(cells.shape)}; camera {camera!r} has images of "
+                f"{size.height}x{size.width} and {rows}x{cols} tokens."
+            )
+        if not cells.any():
+            raise HookNameError(f"The mask of camera {camera!r} holds no token.")
+        start = self._groups[camera].start
+        return tuple(start + int(i) for i in cells.flatten().nonzero())
+
+    def _config_of(self, camera: str) -> Camera:
+        self.camera(camera)
+        return next(c for c in self.config.cameras if c.name == camera)
+
+    def _cells(self, address: str) -> _Cells | None:
+        """The region that an address such as `top[2:5, 3:6]` or `top[3,7]` names, if it is one."""
+        found = _PIXEL_TOKENS.fullmatch(address.strip())
+        if found is None:
+            return None
+        sizes = self.grid(found["camera"])
+        rows, cols = (
+            _span(text, size)
+            for text, size in zip((found["rows"], found["cols"]), sizes, strict=True)
+        )
+        if rows is None or cols is None:
+            raise HookNameError(
+                f"{address!r} lies outside the {sizes[0]}x{sizes[1]} token grid of "
+                f"{found['camera']}, or selects nothing of it."
+            )
+        return _Cells(found["camera"], rows, cols)
+
+    def _indices(self, cells: _Cells) -> tuple[int, ...]:
+        start, (_, width) = self._groups[cells.camera].start, self.grid(cells.camera)
+        return tuple(start + row * width + col for row in cells.rows for col in cells.cols)
 
     def frame(self) -> "pd.DataFrame":
         """One row per token: index, name, camera, row, col (missing where not a pixel)."""
@@ -154,3 +254,11 @@ class TokenMap:
 
         frame = pd.DataFrame([vars(token) for token in self.tokens])
         return frame.astype({"row": "Int64", "col": "Int64"})
+
+
+def _span(text: str, size: int) -> range | None:
+    """The rows (or columns) that a number or span names; None if there are no such."""
+    first, colon, last = (part.strip() for part in text.partition(":"))
+    start = int(first or 0)
+    stop = start + 1 if not colon else int(last or size)
+    return range(start, stop) if start < stop <= size else None

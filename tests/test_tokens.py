@@ -1,4 +1,6 @@
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,8 +68,6 @@ def test_names_indices_and_pixels_agree_for_every_camera_size(cameras, dilated):
 
 @pytest.mark.parametrize("dilated", [False, True])
 def test_the_grid_is_the_one_that_torchvisions_resnet_makes(dilated):
-    import torch
-
     from actlens.model.backbone import resnet_trunk
 
     backbone = {"backbone": Backbone.RESNET50, "dilation": True} if dilated else {}
@@ -111,7 +111,97 @@ def test_addresses_that_name_no_token_are_errors(address, message):
 
 def test_addresses_may_be_written_with_spaces():
     tokens = TokenMap(config((64, 96)))
-    assert tokens.index(" cam0[ 1 , 2 ]".replace("[ ", "[").replace(" ]", "]")) == 7
+    assert tokens.index(" cam0[ 1 , 2 ]") == 7
+    assert tokens.index("cam0[ 0 : 2 , 2 ]") == (4, 7)
+
+
+REGIONS = TokenMap(config((32, 32), (128, 97)))  # the second camera has 4 rows of 4 from token 3
+
+
+@pytest.mark.parametrize(
+    ("address", "indices", "rect"),
+    [
+        ("cam1[1:3, 2:4]", (9, 10, 13, 14), (32, 64, 96, 97)),
+        ("cam1[2, :]", (11, 12, 13, 14), (64, 0, 96, 97)),
+        ("cam1[:, 0]", (3, 7, 11, 15), (0, 0, 128, 32)),
+        ("cam1[:2, 3:]", (6, 10), (0, 96, 64, 97)),
+        ("cam1[1:2, 1:2]", (8,), (32, 32, 64, 64)),
+        ("cam1[1,1]", 8, (32, 32, 64, 64)),
+        ("cam1[:,:]", tuple(range(3, 19)), (0, 0, 128, 97)),
+        ("cam1", slice(3, 19), (0, 0, 128, 97)),
+    ],
+)
+def test_a_region_of_a_camera_is_its_tokens_row_by_row_and_their_pixels(address, indices, rect):
+    assert REGIONS.index(address) == indices
+    assert REGIONS.rect(address) == PixelRect("cam1", *rect)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["cam1[0:5, 0]", "cam1[0, 3:5]", "cam1[2:2, 0]", "cam1[3:1, 0]", "cam1[4:, 0]", "cam1[0, 9]"],
+)
+def test_regions_that_leave_the_grid_or_are_empty_are_errors(address):
+    for look in (REGIONS.index, REGIONS.rect):
+        with pytest.raises(HookNameError, match="4x4 token grid of cam1, or selects nothing"):
+            look(address)
+
+
+@pytest.mark.parametrize("address", ["state", "latent", "cam1[0]", "cam1[-1,0]", "cam1[0:2:2, 0]"])
+def test_what_is_no_part_of_an_image_has_no_pixels(address):
+    with pytest.raises(HookNameError, match=r"no part of an image: use cam0\[row,col\], cam1"):
+        REGIONS.rect(address)
+
+
+some_rects = st.tuples(
+    st.integers(0, 100), st.integers(0, 90), st.integers(1, 99), st.integers(1, 99)
+)
+
+
+@given(some_rects, st.booleans())
+def test_the_tokens_in_a_rectangle_are_those_of_its_pixels(corner_and_size, dilated):
+    top, left, height, width = corner_and_size
+    backbone = {"backbone": Backbone.RESNET50, "dilation": True} if dilated else {}
+    tokens = TokenMap(config((32, 32), (128, 97), **backbone))
+    rect = PixelRect("cam1", top, left, min(top + height, 128), min(left + width, 97))
+    pixels = [(y, x) for y in range(top, rect.bottom) for x in range(left, rect.right)]
+    expected = sorted({tokens.at_pixel("cam1", y, x) for y, x in pixels})
+    mask = np.zeros((128, 97), dtype=bool)
+    mask[top : rect.bottom, left : rect.right] = True
+    assert list(tokens.in_rect(rect)) == list(tokens.in_mask("cam1", mask)) == expected
+    assert list(tokens.in_mask("cam1", torch.from_numpy(mask))) == expected
+
+
+def test_a_mask_of_scattered_pixels_is_the_tokens_that_hold_one():
+    mask = np.zeros((128, 97), dtype=bool)
+    places = [(0, 0), (127, 96), (63, 31), (64, 32)]
+    for place in places:
+        mask[place] = True
+    expected = tuple(sorted(REGIONS.at_pixel("cam1", *place) for place in places))
+    assert REGIONS.in_mask("cam1", mask) == expected
+    assert all(type(index) is int for index in expected), "so that they can be saved as JSON"
+
+
+def test_a_mask_of_the_grids_size_is_taken_token_by_token():
+    mask = np.eye(4, dtype=bool)
+    assert REGIONS.in_mask("cam1", mask) == (3, 8, 13, 18)
+
+
+@pytest.mark.parametrize(
+    ("look", "message"),
+    [
+        (lambda t: t.in_rect(PixelRect("cam9", 0, 0, 1, 1)), "no camera 'cam9'"),
+        (lambda t: t.in_rect(PixelRect("cam1", 0, 0, 129, 1)), "leaves the image of 128x97"),
+        (lambda t: t.in_rect(PixelRect("cam1", 0, -1, 9, 1)), "leaves the image"),
+        (lambda t: t.in_rect(PixelRect("cam1", 5, 0, 5, 1)), "is empty"),
+        (lambda t: t.in_mask("cam9", np.ones((4, 4), dtype=bool)), "no camera 'cam9'"),
+        (lambda t: t.in_mask("cam1", np.ones((4, 5), dtype=bool)), r"\(4, 5\); .* 128x97 and 4x4"),
+        (lambda t: t.in_mask("cam1", np.ones((128, 97))), "boolean; this one is torch.float64"),
+        (lambda t: t.in_mask("cam1", np.zeros((128, 97), dtype=bool)), "holds no token"),
+    ],
+)
+def test_rectangles_and_masks_that_select_nothing_are_errors(look, message):
+    with pytest.raises(HookNameError, match=message):
+        look(REGIONS)
 
 
 def test_the_frame_has_a_row_per_token_and_no_numbers_where_there_is_no_pixel():

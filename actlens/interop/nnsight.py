@@ -237,6 +237,17 @@ def _joined(options: Sequence[Mapping[str, Any]], rows: Iterable[int]) -> dict[s
     return {name: torch.cat(part) for name, part in parts.items()}
 
 
+def firing_order(model: HookedACT) -> list[str]:
+    """Every hook point's name, in the order in which a run with an action chunk reaches them."""
+
+    def part(name: str) -> int:
+        if name == "vae.hook_tokens":  # defined after the layers that it enters
+            return 0
+        return 1 if name.startswith("vae.") else 2
+
+    return sorted(model.hook_dict, key=part)
+
+
 @dataclass(frozen=True)
 class PatchedScenes:
     """What one forward over two scenes gave: the donor's own actions, and the patched ones."""
@@ -269,7 +280,7 @@ def patch_between_scenes(
         raise HookNameError("An empty list of addresses patches nothing.")
     if traced._batch_size(donor) != traced._batch_size(base):
         raise SceneError("The donor and the base must have the same number of rows.")
-    firing = list(model.hook_dict)
+    firing = firing_order(model)
     sites = [model.site(address) for address in addresses]
     # nnsight reads in the order of firing.
     order = sorted(range(len(sites)), key=lambda number: firing.index(sites[number].name))
