@@ -23,21 +23,69 @@ class Unit(StrEnum):
     HEAD = "head"
     SUBLAYER = "sublayer"
     """A whole activation: every token, query and head of one hook point."""
+    NEURON = "neuron"
+    """One hidden unit of an MLP, at every token or query."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One thing to patch: a hook point, what of it, and the depth at which it lies."""
+    """One thing to patch: a hook point, what of it, the depth at which it lies, and its labels."""
 
     hook: str
     unit: Unit
     depth: int
     """The encoder block the part lies in; the number of encoder layers for the decoder's."""
     label: str
-    """`top[3,7]`, `state`, `top: cells that differ`, `head 3`, or empty for whole sublayers."""
+    """A token's name (`top[3,7]`, `state`), `top: cells that differ`, `head 3`; empty for whole
+    sublayers."""
     token: int | None = None
     head: int | None = None
     group: str | None = None
+    neuron: int | None = None
+    camera: str | None = None
+    """Of a pixel token, or of a group of them."""
+    row: int | None = None
+    """Of a pixel token in its camera's grid, from the top."""
+    col: int | None = None
+
+    @property
+    def stack(self) -> str:
+        """The part of the network: `encoder` or `decoder`."""
+        return self.hook.split(".")[0]
+
+    @property
+    def layer(self) -> int | None:
+        """The layer of its stack; None for the encoder's output."""
+        numbers = [int(word) for word in self.hook.split(".") if word.isdecimal()]
+        return numbers[0] if numbers else None
+
+    @property
+    def address(self) -> str | None:
+        """As `HookedACT.site` takes it; None for groups whose tokens differ between pairs."""
+        if self.token is not None or (self.group is not None and self.group == self.camera):
+            return f"{self.hook}[{self.label}]"
+        if self.group is not None:
+            return self.hook if self.group == ALL_TOKENS else None
+        return str(self.site({}))
+
+    @property
+    def labels(self) -> dict[str, str | int | None]:
+        """What identifies it in tables, by column."""
+        return {
+            "hook": self.hook,
+            "unit": self.unit.value,
+            "part": self.label,
+            "site": self.address,
+            "stack": self.stack,
+            "layer": self.layer,
+            "depth": self.depth,
+            "token": self.token,
+            "camera": self.camera,
+            "row": self.row,
+            "col": self.col,
+            "head": self.head,
+            "neuron": self.neuron,
+        }
 
     def site(self, groups: Mapping[str, tuple[int, ...]]) -> Site | None:
         """Its address for one scene pair, whose token groups are given; None if it has no such."""
@@ -45,6 +93,8 @@ class Part:
             return Site(self.hook, {"token": self.token})
         if self.head is not None:
             return Site(self.hook, {"head": self.head})
+        if self.neuron is not None:
+            return Site(self.hook, {"neuron": self.neuron})
         if self.group is not None:
             return Site(self.hook, {"token": groups[self.group]}) if groups[self.group] else None
         return Site(self.hook)
@@ -63,13 +113,15 @@ def parts_of(model: HookedACT) -> tuple[Part, ...]:
     parts: list[Part] = []
     for depth, hook in enumerate([*streams, "encoder.hook_out"]):
         parts += [
-            Part(hook, Unit.TOKEN, depth, token.name, token=token.index)
-            for token in model.tokens.tokens
+            Part(hook, Unit.TOKEN, depth, t.name, t.index, camera=t.camera, row=t.row, col=t.col)
+            for t in model.tokens.tokens
         ]
-        groups = [ALL_TOKENS]
-        for camera in model.tokens.cameras:
-            groups += [camera, f"{camera}: {CHANGED}", f"{camera}: {UNCHANGED}"]
-        parts += [Part(hook, Unit.GROUP, depth, group, group=group) for group in groups]
+        parts.append(Part(hook, Unit.GROUP, depth, ALL_TOKENS, group=ALL_TOKENS))
+        parts += [
+            Part(hook, Unit.GROUP, depth, group, group=group, camera=camera)
+            for camera in model.tokens.cameras
+            for group in (camera, f"{camera}: {CHANGED}", f"{camera}: {UNCHANGED}")
+        ]
     for layer in range(n_layers):
         block = f"encoder.{layer}"
         parts += _heads(f"{block}.attn.hook_z", layer, model.config.n_heads)

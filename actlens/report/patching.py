@@ -10,12 +10,29 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from actlens.metrics import Positions
 from actlens.patching import ALL_TOKENS, CHANGED, UNCHANGED, PatchingResult, Unit
 from actlens.scenes.untrusted import clean_text
+
+_MEASURED = {
+    Positions.WHOLE: "whole chunk",
+    Positions.EXECUTED: "the executed positions of the chunk",
+}
 
 
 def _share(value: float) -> str:
     return "-" if not np.isfinite(value) else f"{value:.2f}".replace("-0.00", "0.00")
+
+
+def _number(value: float) -> str:
+    """Three digits of a joint's change, whatever its unit."""
+    if not np.isfinite(value):
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 99.5 else f"{value:#.3g}"
+
+
+def _mm(value: float) -> str:
+    return "-" if not np.isfinite(value) else f"{value:.1f}"
 
 
 def _interval(row: pd.Series, column: str) -> str:
@@ -44,7 +61,8 @@ def _header(result: PatchingResult, policy: str, facts: Sequence[tuple[str, str]
         (
             "metric",
             "share of the action difference brought back by patching one part "
-            "(0 nothing, 1 all), whole chunk, joints weighed by their spread",
+            f"(0 nothing, 1 all), {_MEASURED[result.options.positions]}, joints weighed by their "
+            "spread",
         ),
         ("error", _audited(result)),
         *facts,
@@ -93,24 +111,79 @@ def _depth_table(result: PatchingResult, frame: pd.DataFrame) -> Table:
         rows = frame[(frame.part == label) & frame.hook.isin(hooks)].set_index("hook")
         style = "dim" if label == ALL_TOKENS else None
         cells = [_share(rows.denoise.get(hook, np.nan)) for hook in hooks]
-        name = label.replace(CHANGED, "where the images differ").replace(UNCHANGED, "elsewhere")
-        table.add_row(Text(name), *cells, style=style)
+        table.add_row(Text(_group(label)), *cells, style=style)
     return table
 
 
 def _ranked_table(title: str, rows: pd.DataFrame, *, with_null: bool) -> Table:
     table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 1))
     table.add_column("hook point", overflow="fold", ratio=1)
-    for column in ("denoise", "95 %", "noise", "null", "q"):
-        if with_null or column not in ("null", "q"):
-            table.add_column(column, justify="right", no_wrap=True)
+    with_gripper = bool(rows.gripper_mm.notna().any())
+    columns = ["denoise", "95 %", "noise"] + ["mm"] * with_gripper + ["null", "q"] * with_null
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
     for _, row in rows.iterrows():
         name = row.hook if not row.part else f"{row.hook} [{row.part}]"
         cells = [_share(row.denoise), _interval(row, "denoise"), _share(row.noise)]
+        if with_gripper:
+            cells.append(_mm(row.gripper_mm))
         if with_null:
             cells += [_share(row.null), _small(row.q)]
         table.add_row(Text(name), *cells)
     return table
+
+
+def _joint_tables(frame: pd.DataFrame, joints: pd.DataFrame) -> list[RenderableType]:
+    """Which joints move, by depth of the strongest tokens and by sublayer."""
+    rows = frame[(frame.unit == Unit.SUBLAYER.value) & ~frame.hook.str.endswith("hook_post")]
+    # Those that restore everything move every joint by all of its difference.
+    rows = rows[rows.denoise.abs() < 0.995].sort_values(
+        "denoise", ascending=False, key=abs, kind="stable"
+    )
+    table = Table(
+        title=Text("Sublayers, the strongest three: mean change (of the two scenes' difference)"),
+        title_justify="left", box=None, padding=(0, 1), show_header=False,
+    )  # fmt: skip
+    table.add_column(overflow="fold", ratio=2)
+    table.add_column(overflow="fold", ratio=3)
+    for hook in rows.hook[:3]:
+        moved = joints[(joints.hook == hook) & (joints.unit == Unit.SUBLAYER.value)]
+        moved = moved.sort_values("component", ascending=False, key=abs, kind="stable")[:3]
+        words = (
+            f"{_joint(row.joint)} {_number(row.effect)} (of {_number(row.difference)})"
+            for _, row in moved.iterrows()
+        )
+        table.add_row(Text(hook), Text(", ".join(words)))
+    return [*_joints_by_depth(joints), table, Text()]
+
+
+def _joints_by_depth(joints: pd.DataFrame) -> list[RenderableType]:
+    """How far every joint moves by the group of tokens that carries most; none without cameras."""
+    groups = joints[(joints.unit == Unit.GROUP.value) & (joints.part != ALL_TOKENS)]
+    if not groups.component.notna().any():
+        return []
+    strongest = str(groups.groupby("part").component.sum().idxmax())
+    title = f"Which joints clean tokens move ({_group(strongest)}): mean change"
+    table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 1))
+    table.add_column("dataset units", overflow="fold")
+    hooks = list(dict.fromkeys(groups.hook))
+    for depth in range(len(hooks)):
+        last = depth == len(hooks) - 1
+        table.add_column("output" if last else f"block {depth}", justify="right")
+    table.add_column("two scenes", justify="right")
+    for joint, rows in groups[groups.part == strongest].groupby("joint", sort=False):
+        effects = rows.set_index("hook").effect
+        cells = [_number(effects.get(hook, np.nan)) for hook in hooks]
+        table.add_row(Text(_joint(str(joint))), *cells, _number(rows.difference.iloc[0]))
+    return [table, Text()]
+
+
+def _group(label: str) -> str:
+    return label.replace(CHANGED, "where the images differ").replace(UNCHANGED, "elsewhere")
+
+
+def _joint(name: str) -> str:
+    return clean_text(name.removesuffix(".pos"))
 
 
 def render_patching(
@@ -118,6 +191,7 @@ def render_patching(
     frame: pd.DataFrame,
     *,
     policy: str,
+    joints: pd.DataFrame | None = None,
     facts: Sequence[tuple[str, str]] = (),
     files: Sequence[Path] = (),
     next_steps: Sequence[str] = (),
@@ -127,6 +201,7 @@ def render_patching(
     Args:
         frame: `result.frame()`.
         policy: one line that identifies the policy.
+        joints: `result.joints()`, to show which joints move.
         facts: further lines of the header (machine, calibration).
         files: what was written.
         next_steps: commands worth running now.
@@ -149,6 +224,7 @@ def render_patching(
         Text(),
         _ranked_table("Whole sublayers", sublayers, with_null=with_null),
         Text(),
+        *([] if joints is None else _joint_tables(frame, joints)),
         Text(_footnote(result, frame)),
     ]
     if result.left_out:
@@ -169,23 +245,23 @@ def render_patching(
 
 
 def _footnote(result: PatchingResult, frame: pd.DataFrame) -> str:
-    n = len(result.pairs)
+    n, n_clusters = len(result.pairs), len(set(result.clusters))
     lines = [
         "denoise: the clean activation put into the corrupt run (sufficient?). "
         "noise: the corrupt one put into the clean run (necessary?)."
     ]
+    pairs = f"{n} pair{'s' * (n > 1)} in {n_clusters} cluster{'s' * (n_clusters > 1)}"
     if np.isfinite(frame.denoise_low).any():
-        lines.append(f"95 %: bootstrap over {n} independent pairs, 2,000 draws.")
+        lines.append(f"95 %: bootstrap over {pairs} that share no episode, 2,000 draws.")
     else:
-        lines.append(f"no intervals: {n} pair{'s' * (n > 1)} cannot give any (5 are needed).")
-    if result.null:
-        tested = int(np.isfinite(frame.p).sum())
+        lines.append(f"no intervals: {pairs} that share no episode cannot give any (5 can).")
+    if np.isfinite(result.gripper_difference_mm):
         lines.append(
-            "null: the same part taken from a scene that agrees with the corrupt one in "
-            f"{clean_text(result.differs_in)} and differs otherwise. q: denoise against null, sign "
-            f"flips of pairs, Benjamini-Hochberg over {tested} parts; {n} pairs can give "
-            f"p >= {2 / 2**n:.2g}."
+            "mm: how far denoising moves the gripper's commanded tip at the last executed step of "
+            f"the chunk; the two scenes' own are {_mm(result.gripper_difference_mm)} mm apart."
         )
+    if result.null:
+        lines.append(_about_null(result, frame))
     else:
         lines.append("no null: these pairs have no unrelated donors.")
     controls = frame[(frame.part == ALL_TOKENS) | (frame.hook == "decoder.0.hook_attn_out")]
@@ -196,3 +272,20 @@ def _footnote(result: PatchingResult, frame: pd.DataFrame) -> str:
         f"decoder.0.hook_attn_out, a constant of the weights, {dead.abs().max():.1e} (must be 0)."
     )
     return " ".join(lines)
+
+
+def _about_null(result: PatchingResult, frame: pd.DataFrame) -> str:
+    tested, n_clusters = int(np.isfinite(frame.p).sum()), len(set(result.null_clusters))
+    null = (
+        "null: the same part taken from a scene that agrees with the corrupt one in "
+        f"{clean_text(result.differs_in)} and differs otherwise."
+    )
+    if not tested:
+        return f"{null} no q: the pairs share donors' episodes, so that nothing is left to permute."
+    n_found = int((frame.p_max_t <= 0.05).sum())
+    return (
+        f"{null} q: denoise against null, sign flips of {n_clusters} clusters that share no "
+        f"episode, donors' included, Benjamini-Hochberg over {tested} parts; they can give "
+        f"p >= {2 / 2**n_clusters:.2g}. {n_found} parts also hold against the largest of all parts "
+        "(Westfall-Young max-T, 0.05)."
+    )

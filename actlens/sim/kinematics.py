@@ -2,14 +2,9 @@
 
 import numpy as np
 
-JOINTS = (
-    "shoulder_pan.pos",
-    "shoulder_lift.pos",
-    "elbow_flex.pos",
-    "wrist_flex.pos",
-    "wrist_roll.pos",
-    "gripper.pos",
-)
+from actlens.kinematics import SO101_SIMULATED
+
+JOINTS = SO101_SIMULATED.joints
 """LeRobot's names of an SO-101's joints, in the order of every state and action."""
 
 JOINT_LOW = np.rad2deg([-1.92, -1.75, -1.70, -1.75, -2.79, 0.0]).astype(np.float32)
@@ -20,13 +15,10 @@ JOINT_HIGH[5] = 100.0
 GRIPPER_CLOSED, GRIPPER_OPEN = -0.40, 1.10
 """Angles of the moving jaw in radians at gripper positions 0 and 100."""
 
-SHOULDER_OFFSET = 0.03
-"""Metres from the pan axis to the shoulder's lift axis."""
-SHOULDER_HEIGHT = 0.115
-UPPER_ARM = 0.12
-FOREARM = 0.14
-WRIST_TO_TIP = 0.113
-"""Metres from the wrist's flex axis to the point between the jaws."""
+SHOULDER_OFFSET = SO101_SIMULATED.shoulder_offset
+SHOULDER_HEIGHT = SO101_SIMULATED.shoulder_height
+UPPER_ARM, FOREARM = SO101_SIMULATED.upper_arm, SO101_SIMULATED.forearm
+WRIST_TO_TIP = SO101_SIMULATED.wrist_to_tip
 
 
 def to_radians(joints: np.ndarray) -> np.ndarray:

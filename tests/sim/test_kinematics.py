@@ -1,10 +1,15 @@
-"""The closed-form inverse kinematics against MuJoCo's forward kinematics."""
+"""The arm's closed-form kinematics, both ways, against MuJoCo's forward kinematics."""
+
+import json
+from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from actlens.kinematics import SO101_SIMULATED
 from actlens.sim.environment import PickCube
 from actlens.sim.expert import HOVER_HEIGHT, LIFT_HEIGHT
 from actlens.sim.kinematics import (
@@ -67,3 +72,18 @@ def test_the_gripper_is_closed_at_zero_and_open_at_a_hundred():
     closed, opened = (to_radians(np.array([0, 0, 0, 0, 0, g]))[5] for g in (0.0, 100.0))
     limits = ENV._model.joint("gripper").range
     assert (closed, opened) == pytest.approx(tuple(limits))
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.floats(0, 1), min_size=6, max_size=6))
+def test_forward_kinematics_is_mujocos_at_any_joint_positions(share):
+    joints = JOINT_LOW + np.array(share) * (JOINT_HIGH.astype(np.float64) - JOINT_LOW)
+    _, facts = ENV.reset(seed=0, options={"arm": joints})
+    np.testing.assert_allclose(SO101_SIMULATED.tip(joints), facts["tip"], atol=1e-9)
+
+
+def test_the_recorded_datasets_are_of_the_arm_whose_kinematics_are_known():
+    found = list(Path(str(resources.files("actlens"))).glob("bundled/datasets/*/meta/info.json"))
+    assert found
+    for info in found:
+        assert json.loads(info.read_text())["robot_type"] == SO101_SIMULATED.name
