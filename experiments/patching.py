@@ -6,155 +6,240 @@ flags it runs on your checkpoint and data:
 
     python -m experiments.patching --policy.path=you/act_so101 --dataset.root=data/so101 \\
         --scene-a 3:0 --scene-b 7:0
+
+Every pair's result is on disk once it is done. The same command with the same --output-dir goes on
+where it was interrupted, with --workers in several processes, with --engine=dask on a cluster; with
+--shard=i/n it computes one part, and `python -m experiments.merge` puts the parts together.
 """
 
 import dataclasses
+import itertools
 import json
+import shlex
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from actlens.allocator import keep_freed_memory
-from actlens.errors import ActlensError, SceneError
+from actlens.errors import ActlensError
+from actlens.interventions import Precision
 from actlens.matmul import fastest_float32_matmul
 from actlens.model.act import HookedACT
-from actlens.patching import Direction, PatchingResult, SweepOptions, patch_pairs
-from actlens.provenance import provenance, scenes_hash, write_json
+from actlens.patching import Direction, PatchingResult, SweepOptions
+from actlens.patching.large import patch_into, per_pair_blocks, plan_patching, result_of
+from actlens.patching.pair_sources import (
+    PairList,
+    PairSource,
+)
+from actlens.patching.pair_work import PolicyFiles
+from actlens.patching.patched_pair import PatchedPair, scenes_hash_of
+from actlens.provenance import provenance, write_json
 from actlens.report.heatmaps import save_heatmaps
 from actlens.report.patching import render_patching
 from actlens.report.plain import plain
-from actlens.scene import ScenePair
-from actlens.scenes.bundled import load_pairs
-from actlens.scenes.dataset import open_dataset
-from actlens.scenes.pairs import nearest_pairs, pair_from_addresses
+from actlens.report.progress import showing_progress
+from actlens.shards import (
+    Dask,
+    Engine,
+    Plan,
+    Processes,
+    Run,
+    RunError,
+    Shard,
+    open_run,
+    read_all,
+    stored,
+    to_tree,
+)
+from experiments.rollouts import RolledOut, require_simulator, roll_out
+from experiments.scene_choice import Choice, choose_pairs, describe, load
 
-BUNDLED_PAIRS = "so101-cube-moved"
+MOST_PAIRS_BY_POSITION = 500
+"""What every part did at every chunk position is kept for no more pairs than these."""
+_OUTPUT = ("--output-dir", "--output_dir")
 
 
-@dataclass(frozen=True)
-class Policy:
-    """The policy, in LeRobot's words."""
+class Where(StrEnum):
+    """Where pairs are patched."""
 
-    path: str = "so101-pick-cube"
-    """A bundled name, a LeRobot folder, an original-ACT .ckpt, or a hub id."""
-    revision: str | None = None
-    """Of a hub id."""
-    device: str = "cpu"
-
-
-@dataclass(frozen=True)
-class Data:
-    """The demonstrations, in LeRobot's words; without any, the bundled scene pairs."""
-
-    root: Path | None = None
-    """A LeRobotDataset (v2.1, v3.0) or ALOHA HDF5 folder."""
-    repo_id: str | None = None
-    """A dataset on the hub, or a bundled dataset's name."""
-    revision: str | None = None
-    """Of a hub dataset."""
-    episodes: tuple[int, ...] = ()
-    """Only these episodes; all if empty."""
+    LOCAL = "local"
+    """On this machine."""
+    DASK = "dask"
+    """By the workers of a Dask cluster."""
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Choice):
     """Options of the run."""
 
-    policy: Policy = field(default_factory=Policy)
-    dataset: Data = field(default_factory=Data)
-    scene_a: str | None = None
-    """The clean scene, EPISODE:FRAME of the dataset."""
-    scene_b: str | None = None
-    """The corrupt scene, EPISODE:FRAME of the dataset."""
-    pairs: int = 8
-    """How many scene pairs, where they are not named."""
-    frame: int = 0
-    """The frame at which pairs are looked for in a dataset."""
     min_effect: float = 1.0
     """Leave out pairs whose actions differ by less (root mean square, dataset units)."""
     max_error: float = 0.002
     """Allowed error of a patched action chunk, as a share of its norm, audited against exact
     patches in every sweep; 0 makes every patch exact, in about twice the time."""
+    precision: Precision = Precision.FULL
+    """Of the large products; half is faster on most CPUs, within the allowed error."""
+    rollout: int = 0
+    """Also patch the strongest parts in closed loop, from so many starts in the simulator (extra
+    `sim`), and film the first."""
     seed: int = 0
-    """Of bootstrap, permutations and audits."""
+    """Of bootstrap, permutations, audits and rollouts."""
     output_dir: Path | None = None
-    """Where files go; runs/patching-DATE-TIME if not given."""
+    """Where files go; runs/patching-DATE-TIME if not given. The same folder again goes on with an
+    interrupted run."""
+    workers: int | None = None
+    """Processes of this machine that patch pairs; threads of this process if not given."""
+    engine: Where = Where.LOCAL
+    """Where pairs are patched."""
+    scheduler: str | None = None
+    """With --engine=dask: the scheduler's address, such as tcp://10.0.0.1:8786, or its file."""
+    shard: str | None = None
+    """Patch only the i-th of n parts of the pairs, i/n from 1/n to n/n, and leave the report to
+    experiments.merge."""
     json: bool = False
     """Print one JSON object instead of the report."""
 
 
-def choose_pairs(config: Config, model: HookedACT) -> tuple[ScenePair, ...]:
-    """The scene pairs that the options ask for."""
-    named = (config.scene_a, config.scene_b)
-    if config.dataset.root is None and config.dataset.repo_id is None:
-        if any(named):
-            raise SceneError(
-                "--scene-a and --scene-b name frames of a dataset: add --dataset.root=…"
-            )
-        pairs = load_pairs(BUNDLED_PAIRS)
-        needed = {camera.key for camera in model.config.cameras}
-        if not needed <= pairs[0].clean.observation.keys():
-            raise SceneError(
-                f"{config.policy.path} sees {sorted(needed)}; the bundled scenes do not have these "
-                "cameras. Give your demonstrations: --dataset.root=… or --dataset.repo_id=…"
-            )
-        return pairs[: config.pairs]
-    source = config.dataset.root or config.dataset.repo_id
-    assert source is not None
-    dataset = open_dataset(source, revision=config.dataset.revision)
-    if config.dataset.episodes:
-        kept = tuple(dataset.episode(index) for index in config.dataset.episodes)
-        dataset = dataclasses.replace(dataset, episodes=kept)
-    chunk = model.config.chunk
-    if config.scene_a is not None and config.scene_b is not None:
-        return (pair_from_addresses(dataset, config.scene_a, config.scene_b, chunk=chunk),)
-    if any(named):
-        raise SceneError("Give both --scene-a and --scene-b, or neither.")
-    return nearest_pairs(dataset, chunk=chunk, frame=config.frame, n_pairs=config.pairs)
+@dataclass(frozen=True)
+class Sweep:
+    """What a run asks, with the policy in memory."""
+
+    config: Config
+    model: HookedACT
+    pairs: PairList
+    plan: Plan
 
 
-def run(config: Config, console: Console) -> tuple[PatchingResult, HookedACT, dict]:
-    """Load, patch, and say what it took; `console` shows progress."""
-    began = time.monotonic()
-    reuses_memory = keep_freed_memory()
-    model = HookedACT.from_pretrained(
-        config.policy.path, revision=config.policy.revision, device=config.policy.device
+def options(config: Config) -> SweepOptions:
+    """The library's options among those of the run."""
+    return SweepOptions(
+        min_effect=config.min_effect,
+        max_error=config.max_error,
+        precision=config.precision,
+        by_position=config.pairs <= MOST_PAIRS_BY_POSITION,
     )
+
+
+def engine_of(config: Config) -> Engine | None:
+    """Where pairs are patched; None for threads of this process.
+
+    Raises:
+        RunError: if the options contradict each other.
+    """
+    if config.workers is not None and config.workers < 1:
+        raise RunError(f"--workers is a number of processes, at least 1; got {config.workers}.")
+    if config.engine is Where.DASK:
+        if config.scheduler is None:
+            raise RunError(
+                "--engine=dask needs --scheduler=ADDRESS; `dask scheduler` prints it when it "
+                "starts, as tcp://HOST:8786."
+            )
+        if config.workers is not None:
+            raise RunError("--workers is for --engine=local; a Dask cluster has its own workers.")
+        return Dask(config.scheduler)
+    if config.scheduler is not None:
+        raise RunError("--scheduler is Dask's: add --engine=dask.")
+    return None if config.workers is None else Processes(config.workers)
+
+
+def open_sweep(config: Config) -> Sweep:
+    """Load the policy, choose the pairs, and plan."""
+    model = load(config)
     pairs = choose_pairs(config, model)
-    bar = Progress(
-        TextColumn("patching"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
+    plan = plan_patching(model, pairs, options=options(config), seed=config.seed)
+    return Sweep(config, model, pairs, plan)
+
+
+def patch(sweep: Sweep, folder: Path, console: Console) -> Run:
+    """Patch the pairs (of the shard) that have no result in the folder; `console` shows how far."""
+    config = sweep.config
+    path = Path(config.policy.path).expanduser()
+    files = PolicyFiles(
+        str(path.resolve()) if path.exists() else config.policy.path,
+        config.policy.revision,
+        config.policy.device,
     )
-    with bar, fastest_float32_matmul() as matmul:
-        task = bar.add_task("patching")
-        result = patch_pairs(
-            model,
-            pairs,
-            options=SweepOptions(min_effect=config.min_effect, max_error=config.max_error),
-            seed=config.seed,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+    with showing_progress(console, "patching", "pairs") as tell:
+        return patch_into(
+            folder,
+            sweep.model,
+            sweep.pairs,
+            sweep.plan,
+            shard=None if config.shard is None else Shard.parse(config.shard),
+            engine=engine_of(config),
+            policy=files,
+            about={"config": to_tree(dataclasses.replace(config, output_dir=None))},
+            progress=tell,
+            notice=lambda sentence: console.print(Text(plain(sentence), style="yellow")),
         )
-    scenes = [scene.observation for pair in result.pairs for scene in (pair.clean, pair.corrupt)]
-    facts = {
-        "scenes_sha256": scenes_hash(scenes),
+
+
+def gather(
+    runs: Sequence[Run], model: HookedACT, source: PairSource
+) -> tuple[PatchingResult, dict[str, object]]:
+    """The result of a run's folders, and the facts that identify it."""
+    plan = runs[0].plan
+    patched = list(read_all(runs, PatchedPair))
+    result = result_of(model, plan, patched, source)
+    return result, {
+        "scenes_sha256": scenes_hash_of(patched),
         "pairs": [[pair.clean.address, pair.corrupt.address] for pair in result.pairs],
-        "matmul": dataclasses.asdict(matmul),
-        "keeps_freed_memory": reuses_memory,
+        "asked": plan.asked,
+        "settled": [run.settled for run in runs],
         "audits": [dataclasses.asdict(audit) for audit in result.audits],
         "patches": len(result.parts) * len(result.pairs) * (3 if result.null else 2),
     }
-    return result, model, provenance(model, config, seconds=time.monotonic() - began, facts=facts)
+
+
+def run(config: Config, console: Console) -> tuple[PatchingResult, HookedACT, dict]:
+    """Load, patch, and say what it took; `console` shows progress.
+
+    Raises:
+        RunError: if the options ask for one shard, which has no result of its own.
+    """
+    if config.shard is not None:
+        raise RunError("One shard has no result of its own: merge all of them.")
+    began = time.monotonic()
+    reuses_memory = keep_freed_memory()
+    sweep = open_sweep(config)
+    with fastest_float32_matmul() as matmul:
+        found = patch(sweep, folder_of(config), console)
+    result, facts = gather([found], sweep.model, sweep.pairs.source)
+    facts |= {"matmul": dataclasses.asdict(matmul), "keeps_freed_memory": reuses_memory}
+    seconds = time.monotonic() - began
+    return result, sweep.model, provenance(sweep.model, config, seconds=seconds, facts=facts)
+
+
+def run_shard(config: Config, console: Console) -> dict[str, object]:
+    """Patch one shard; how far the whole run is in its folder."""
+    keep_freed_memory()
+    folder, shard = folder_of(config), Shard.parse(config.shard or "")
+    sweep = open_sweep(config)
+    with fastest_float32_matmul():
+        found = patch(sweep, folder, console)
+    done = stored(found, found.plan.units).done
+    return {
+        "shard": str(shard),
+        "pairs": len(shard.units(found.plan)),
+        "stored": len(done),
+        "total": len(found.plan.units),
+        "folder": str(folder),
+    }
+
+
+def folder_of(config: Config) -> Path:
+    """Where files go."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return config.output_dir or Path("runs") / f"patching-{stamp}"
 
 
 def write_files(
@@ -165,8 +250,12 @@ def write_files(
     table = result.frame()
     table.to_csv(folder / "sites.csv", index=False)
     table.to_parquet(folder / "sites.parquet", index=False)
-    result.per_pair().to_parquet(folder / "per_pair.parquet", index=False)
-    written = ["sites.csv", "sites.parquet", "per_pair.parquet"]
+    write_per_pair(result, folder / "per_pair.parquet")
+    written = ["sites.csv", "sites.parquet", "per_pair.parquet", "joints.parquet"]
+    result.joints().to_parquet(folder / "joints.parquet", index=False)
+    if result.options.by_position:
+        result.chunk_positions().to_parquet(folder / "chunk_positions.parquet", index=False)
+        written.append("chunk_positions.parquet")
     for direction in Direction:
         for name, pair in (("first_pair", 0), ("pooled", None)):
             file = f"{direction.value}_{name}.png"
@@ -176,39 +265,31 @@ def write_files(
     return tuple(folder / name for name in [*written, "provenance.json"])
 
 
-def describe(model: HookedACT, path: str) -> str:
-    """One line that identifies a policy."""
-    config = model.config
-    cameras = ", ".join(f"{c.name} {c.height}x{c.width}" for c in config.cameras)
-    sha = model.checkpoint.sha256[:8] if model.checkpoint is not None else "in memory"
-    return (
-        f"{path} · ACT d={config.d_model}, {config.n_encoder_layers}+{config.n_decoder_layers} "
-        f"layers, chunk {config.chunk} · {config.n_tokens} tokens ({cameras}) · weights {sha}"
-    )
+def write_per_pair(result: PatchingResult, path: Path) -> None:
+    """The table of `result.per_pair()`, some pairs at a time: whole, it can outgrow the memory."""
+    blocks = (pa.Table.from_pandas(rows, preserve_index=False) for rows in per_pair_blocks(result))
+    first = next(blocks)
+    with pq.ParquetWriter(path, first.schema) as file:
+        for rows in itertools.chain((first,), blocks):
+            file.write_table(rows)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse, run, write, show."""
-    import tyro
-
-    config = tyro.cli(Config, prog="python -m experiments.patching", description=__doc__, args=argv)
-    progress = Console(stderr=True)
-    try:
-        result, model, origin = run(config, progress)
-    except ActlensError as error:
-        progress.print(Text(plain(f"{type(error).__name__}: {error}"), style="red"))
-        return 3
-    except KeyboardInterrupt:
-        progress.print("interrupted; nothing was written")
-        return 130
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = config.output_dir or Path("runs") / f"patching-{stamp}"
+def show(
+    result: PatchingResult,
+    model: HookedACT,
+    origin: dict,
+    config: Config,
+    folder: Path,
+    rolled: RolledOut | None = None,
+) -> None:
+    """Write a run's files, and print the report or the JSON."""
     files = write_files(result, model, origin, folder)
     frame = result.frame()
     if config.json:
         rows = json.loads(frame.to_json(orient="records"))
-        sys.stdout.write(json.dumps({"sites": rows, "provenance": origin}) + "\n")
-        return 0
+        content = {"sites": rows, "provenance": origin} | (rolled.rows() if rolled else {})
+        sys.stdout.write(json.dumps(content) + "\n")
+        return
     took = (
         f"{origin['patches']:,} patches in {origin['seconds']:.0f} s, {origin['threads']} threads"
     )
@@ -216,6 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         render_patching(
             result,
             frame,
+            joints=result.joints(),
             policy=describe(model, config.policy.path),
             facts=[("run", took)],
             files=files,
@@ -225,7 +307,87 @@ def main(argv: Sequence[str] | None = None) -> int:
             ],
         )
     )
+    if rolled is not None:
+        Console().print(Text(), rolled.report(describe(model, config.policy.path)))
+
+
+def show_shard(facts: dict[str, object], config: Config) -> None:
+    """Print how far a sharded run is, and what comes next."""
+    if config.json:
+        sys.stdout.write(json.dumps(facts) + "\n")
+        return
+    Console().print(
+        Text(
+            f"shard {facts['shard']}: its {facts['pairs']} pairs are stored in {facts['folder']}, "
+            f"{facts['stored']} of {facts['total']} in all\n"
+            f"when all shards are done: python -m experiments.merge {facts['folder']}"
+        )
+    )
+
+
+def how_to_go_on(argv: Sequence[str], folder: Path) -> str:
+    """What to say after Ctrl-C."""
+    try:
+        run = open_run(folder)
+    except RunError:
+        return "interrupted; nothing was written"
+    done = len(stored(run, run.plan.units).done)
+    again, words = [], iter(argv)
+    for word in words:
+        if word in _OUTPUT:
+            next(words, None)
+        elif not word.startswith(tuple(f"{flag}=" for flag in _OUTPUT)):
+            again.append(word)
+    command = shlex.join(["python", "-m", "experiments.patching", *again, f"--output-dir={folder}"])
+    return (
+        f"interrupted; {done} of {len(run.plan.units)} pairs are stored in {folder}. To go on:\n"
+        f"  {command}"
+    )
+
+
+def guarded(work: Callable[[], None], console: Console, interrupted: Callable[[], str]) -> int:
+    """Do the work of a command; its exit code, after one clear line where it failed."""
+    try:
+        work()
+    except ActlensError as error:
+        console.print(Text(plain(f"{type(error).__name__}: {error}"), style="red"))
+        return 3
+    except KeyboardInterrupt:
+        console.print(Text(plain(interrupted())), soft_wrap=True)
+        return 130
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, write, show."""
+    import tyro
+
+    argv = sys.argv[1:] if argv is None else argv
+    config = tyro.cli(
+        Config,
+        prog="python -m experiments.patching",
+        description=__doc__,
+        args=argv,
+        config=(tyro.conf.EnumChoicesFromValues,),
+    )
+    folder = folder_of(config)
+    config = dataclasses.replace(config, output_dir=folder)
+    console = Console(stderr=True)
+
+    def work() -> None:
+        if config.shard is not None:
+            show_shard(run_shard(config, console), config)
+            return
+        if config.rollout:
+            require_simulator()
+        result, model, origin = run(config, console)
+        rolled = None
+        if config.rollout:
+            n, seed = config.rollout, config.seed
+            rolled = roll_out(result, model, folder, console, n=n, seed=seed)
+        show(result, model, origin, config, folder, rolled)
+
+    return guarded(work, console, lambda: how_to_go_on(argv, folder))
 
 
 if __name__ == "__main__":

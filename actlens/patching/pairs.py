@@ -53,7 +53,7 @@ def patch_pairs(
     """Patch every part of every pair in both directions, and the null if all pairs have donors.
 
     Args:
-        pairs: from independent episodes; each is one cluster of the intervals.
+        pairs: those that share an episode are one cluster of the intervals.
         workers: pairs that are patched at a time; as many as torch uses threads if not given.
         progress: called with (patches done, patches in all).
 
@@ -64,7 +64,7 @@ def patch_pairs(
     with_null = all(pair.unrelated_corrupt is not None for pair in pairs)
     parts = parts_of(model)
     total = len(pairs) * len(parts) * (3 if with_null else 2)
-    tolerance = _first_tolerance(model, pairs[0], parts, options, seed) if pairs else 0.0
+    tolerance = first_tolerance(model, pairs[0], parts, options, seed) if pairs else 0.0
     hooks_in_use, counting, stopped = Lock(), Lock(), Event()
     done = 0
 
@@ -82,7 +82,7 @@ def patch_pairs(
             tolerance=tolerance, seed=seed, advance=advance, hooks_in_use=hooks_in_use,
         )  # fmt: skip
 
-    with _one_thread_each(model, workers, len(pairs)) as n, ThreadPoolExecutor(n) as pool:
+    with one_thread_each(model, workers, len(pairs)) as n, ThreadPoolExecutor(n) as pool:
         futures = [pool.submit(patched, pair) for pair in pairs]
         try:
             found = [future.result() for future in futures]
@@ -90,7 +90,7 @@ def patch_pairs(
             stopped.set()
             pool.shutdown(cancel_futures=True)
             raise
-    return _collected(model, pairs, parts, found, options, seed)
+    return collected(model, pairs, parts, found, options, seed)
 
 
 def patch_pair(
@@ -117,14 +117,15 @@ def patch_pair(
         scenes.append(pair.unrelated_corrupt)
     with hooks_in_use or nullcontext():
         clean, corrupt, *unrelated = (run_scene(model, scene) for scene in scenes)
-    effect = action_difference(model, clean, corrupt)
+    both = (pair.clean, pair.corrupt)
+    effect = action_difference(model, clean, corrupt, options=options, scenes=both)
     if effect < options.min_effect:
         advance(len(parts) * len(scenes))
         return PairPatches(effect, {})
     groups = token_groups(model, pair, options.image_tolerance)
     sweep = lambda base, donor, target: sweep_pair(
         model, base, donor, target, groups=groups, parts=parts, options=options,
-        tolerance=tolerance, seed=seed, advance=advance,
+        scenes=both, tolerance=tolerance, seed=seed, advance=advance,
     )  # fmt: skip
     return PairPatches(
         effect,
@@ -141,7 +142,7 @@ class _Stopped(Exception):
 
 
 @contextmanager
-def _one_thread_each(model: HookedACT, workers: int | None, n_pairs: int) -> Generator[int]:
+def one_thread_each(model: HookedACT, workers: int | None, n_pairs: int) -> Generator[int]:
     """How many workers; on a CPU each computes with one thread.
 
     Two workers of one thread never wait for one another, as the threads of one product do at its
@@ -158,7 +159,7 @@ def _one_thread_each(model: HookedACT, workers: int | None, n_pairs: int) -> Gen
         torch.set_num_threads(threads)
 
 
-def _first_tolerance(
+def first_tolerance(
     model: HookedACT, pair: ScenePair, parts: Sequence[Part], options: SweepOptions, seed: int
 ) -> float:
     """The largest tolerance that keeps some patches of one pair within the allowed error."""
@@ -170,12 +171,13 @@ def _first_tolerance(
     patches = [Intervention.at(site, FromScene("clean")) for site in sites if site is not None]
     donors = {"clean": clean}
     _, audit = run_within(
-        model, corrupt, patches, donors, max_error=options.max_error / 2, seed=seed
-    )
+        model, corrupt, patches, donors,
+        max_error=options.max_error / 2, precision=options.precision, seed=seed,
+    )  # fmt: skip
     return audit.tolerance
 
 
-def _collected(
+def collected(
     model: HookedACT,
     pairs: Sequence[ScenePair],
     parts: tuple[Part, ...],
@@ -183,6 +185,11 @@ def _collected(
     options: SweepOptions,
     seed: int,
 ) -> PatchingResult:
+    """The result of pairs that were patched one by one.
+
+    Raises:
+        SceneError: if no pair is left whose two action chunks differ enough.
+    """
     kept = [(pair, patches) for pair, patches in zip(pairs, found, strict=True) if patches.sweeps]
     left_out = [
         (pair, patches.effect)
@@ -206,4 +213,5 @@ def _collected(
         {camera: model.tokens.grid(camera) for camera in model.tokens.cameras},
         options,
         seed,
+        model.config.joints,
     )

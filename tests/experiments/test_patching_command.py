@@ -1,6 +1,13 @@
 """`python -m experiments.patching`, in process, on a tiny policy that sees the bundled scenes."""
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -13,7 +20,7 @@ from actlens.config import ACTConfig, Camera
 from actlens.model.act import HookedACT
 from actlens.model.lerobot_names import from_lerobot
 from actlens.normalization import Affine, NormalizationMode
-from experiments import patching
+from experiments import merge, patching
 
 
 def save_tiny_policy(folder, cameras=("top", "lateral")):
@@ -142,3 +149,185 @@ def test_a_policy_with_other_cameras_is_told_to_bring_its_own_scenes(tmp_path, c
     folder = save_tiny_policy(tmp_path / "wrist", cameras=("wrist",))
     assert patching.main([f"--policy.path={folder}", f"--output-dir={tmp_path / 'out'}"]) == 3
     assert "--dataset.root" in capsys.readouterr().err
+
+
+TABLES = ("sites.csv", "sites.parquet", "per_pair.parquet")
+
+
+def tables(folder):
+    return {name: (folder / name).read_bytes() for name in TABLES}
+
+
+def unit_files(folder):
+    return sorted(folder.glob("units/*/*.safetensors"))
+
+
+def command(policy, folder, *more):
+    return [
+        f"--policy.path={policy}",
+        "--pairs=2",
+        "--min-effect=0",
+        f"--output-dir={folder}",
+        *more,
+    ]
+
+
+@pytest.fixture
+def mended(run, tmp_path):
+    """A copy of the finished run to do things to."""
+    import shutil
+
+    return shutil.copytree(run[0], tmp_path / "copy")
+
+
+def test_the_same_command_again_computes_nothing_and_writes_the_same_tables(
+    policy, run, mended, monkeypatch, capsys
+):
+    monkeypatch.setattr("actlens.patching.pair_work.patch_pair", lambda *_, **__: 1 / 0)
+    (mended / "sites.csv").unlink()
+    assert patching.main(command(policy, mended)) == 0
+    assert tables(mended) == tables(run[0])
+
+
+def test_a_damaged_result_is_named_and_computed_again(policy, run, mended, capsys):
+    path = unit_files(mended)[0]
+    path.write_bytes(path.read_bytes()[:1000])
+    assert patching.main(command(policy, mended)) == 0
+    told = "".join(capsys.readouterr().err.split())
+    assert path.name in told
+    assert "computedagain" in told
+    assert tables(mended) == tables(run[0])
+
+
+def test_other_options_in_the_same_folder_are_refused(policy, mended, capsys):
+    assert patching.main(command(policy, mended, "--max-error=0")) == 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert "holds another run: options.max_error is '0.002' there and '0.0' here" in said
+
+
+def test_two_shards_and_a_merge_are_the_whole_run(policy, run, tmp_path, capsys):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    assert patching.main(command(policy, folders[0], "--shard=1/2")) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "1 of 2 in all" in said
+    assert "python -m experiments.merge" in said
+    assert not (folders[0] / "sites.csv").exists()
+    assert merge.main([str(folders[0])]) == 3
+    assert "1 of 2 units have no result" in " ".join(capsys.readouterr().err.split())
+    assert patching.main(command(policy, folders[1], "--shard=2/2", "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["stored"] == 1
+    merged = tmp_path / "merged"
+    assert merge.main([*map(str, folders), f"--output-dir={merged}"]) == 0
+    assert "Where it sits" in capsys.readouterr().out
+    assert tables(merged) == tables(run[0])
+    assert json.loads((merged / "provenance.json").read_text())["config"]["pairs"] == 2
+
+
+def test_a_merge_finds_a_policy_that_was_moved_and_refuses_another(
+    policy, run, mended, tmp_path, capsys
+):
+    import shutil
+
+    moved = shutil.copytree(policy, tmp_path / "moved")
+    out = f"--output-dir={tmp_path / 'out'}"
+    assert merge.main([str(mended), f"--policy={moved}", out]) == 0
+    assert tables(tmp_path / "out") == tables(run[0])
+    other = save_tiny_policy(tmp_path / "other", cameras=("lateral", "top"))
+    assert merge.main([str(mended), f"--policy={other}", out]) == 3
+    assert "another policy" in capsys.readouterr().err
+
+
+def test_a_merge_of_what_another_version_computed_is_refused(mended, monkeypatch, capsys):
+    newer = {"actlens": "9.9", "source": "0" * 64, "torch": "9"}
+    monkeypatch.setattr(merge, "code_version", lambda: newer)
+    assert merge.main([str(mended)]) == 3
+    assert "another version of actlens (0." in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engine=dask"], "--scheduler=ADDRESS"),
+        (["--scheduler=tcp://x:1"], "add --engine=dask"),
+        (["--engine=dask", "--scheduler=x", "--workers=2"], "its own workers"),
+        (["--workers=0"], "at least 1"),
+        (["--shard=0/2"], "A shard is i/n"),
+        (["--shard=two"], "A shard is i/n"),
+    ],
+)
+def test_engines_and_shards_that_cannot_be_are_refused(
+    arguments, message, policy, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    assert patching.main(command(policy, out, *arguments)) == 3
+    assert message in " ".join(capsys.readouterr().err.split())
+    assert not out.exists()
+
+
+def test_ctrl_c_says_how_to_go_on_and_going_on_gives_the_same(
+    policy, run, tmp_path, monkeypatch, capsys
+):
+    from actlens.shards.folder import Run
+
+    store = Run.store
+
+    def store_and_interrupt(*args):
+        store(*args)
+        raise KeyboardInterrupt
+
+    folder = tmp_path / "with space"
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "store", store_and_interrupt)
+        arguments = [*command(policy, "x")[:-1], "--output-dir", str(folder)]
+        assert patching.main(arguments) == 130
+    said = " ".join(capsys.readouterr().err.split())
+    assert "interrupted; 1 of 2 pairs are stored" in said
+    assert said.count("--output-dir") == 1
+    again = re.search("python -m experiments.patching (.*)", said)[1]
+    assert f"'--output-dir={folder}'" in again
+    assert patching.main(command(policy, folder)) == 0
+    assert tables(folder) == tables(run[0])
+
+
+def test_ctrl_c_before_anything_was_done_says_so(policy, tmp_path, monkeypatch, capsys):
+    def interrupted(config):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(patching, "open_sweep", interrupted)
+    assert patching.main(command(policy, tmp_path / "out")) == 130
+    assert "interrupted; nothing was written" in capsys.readouterr().err
+
+
+def children(pid):
+    """The processes that a process has started, on Linux."""
+    found = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(word) for word in found.read_text().split()] if found.exists() else []
+
+
+def is_running(pid):
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def test_a_killed_run_leaves_no_worker_and_goes_on_to_the_same_tables(policy, run, tmp_path):
+    folder = tmp_path / "killed"
+    with (tmp_path / "errors").open("wb") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "experiments.patching", *command(policy, folder), "--workers=1"],
+            cwd=Path(patching.__file__).parents[1], stdout=subprocess.DEVNULL, stderr=errors,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    deadline = time.monotonic() + 240
+    while not unit_files(folder) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    workers = children(process.pid)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, (tmp_path / "errors").read_text()[-2000:]
+    assert unit_files(folder)
+    assert workers or not Path("/proc/self/task").exists()
+    deadline = time.monotonic() + 30
+    while any(map(is_running, workers)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(is_running, workers))
+    assert patching.main(command(policy, folder)) == 0
+    assert tables(folder) == tables(run[0])

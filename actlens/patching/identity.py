@@ -1,0 +1,45 @@
+"""Which policy and which code a patched number comes from, as hashes."""
+
+import hashlib
+from pathlib import Path
+
+import torch
+
+import actlens
+from actlens.model.act import HookedACT
+from actlens.shards import source_hash, to_tree
+from actlens.shards.keys import canonical
+
+_NO_PART_IN_PATCHING = (
+    "__main__", "attribution", "doctor", "interop", "provenance", "report", "sim", "store", "train",
+)  # fmt: skip
+"""Modules of actlens on which no patched number depends."""
+
+
+def model_hash(model: HookedACT) -> str:
+    """The SHA-256 of a policy: architecture, weights and normalisation as they are in memory."""
+    normalizer = model.normalizer
+    origin = "" if model.checkpoint is None else model.checkpoint.source
+    description = {
+        "config": to_tree(model.config),
+        "normalization": [list(normalizer.features), to_tree(normalizer.modes)],
+        "offsets": to_tree(normalizer.offsets),
+        # Where a policy comes from can tell the arm it moves; where it lies on a disk cannot.
+        "origin": origin if origin.startswith(("bundled:", "hub:")) else "",
+    }
+    digest = hashlib.sha256(canonical(description).encode())
+    tensors = model.state_dict() | dict(model.named_buffers())
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def code_version() -> dict[str, str]:
+    """What computes: actlens, its source as it is on the disk, and torch."""
+    return {
+        "actlens": actlens.__version__,
+        "source": source_hash(Path(actlens.__file__).parent, without=_NO_PART_IN_PATCHING),
+        "torch": torch.__version__,
+    }
