@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,32 +15,6 @@ from actlens.scene import Scene, ScenePair
 from actlens.scenes.dataset import Dataset, following_actions
 
 _AXES = ("x", "y", "z")
-
-
-@dataclass(frozen=True)
-class Alignment:
-    """How well two scenes agree in what should not differ, and how far they are apart otherwise."""
-
-    state: float
-    """Largest difference of any joint between the two states, in dataset units."""
-    frames: int
-    """Difference of the two frame indices."""
-    labels: Mapping[str, float]
-    """Label -> difference (second minus first), for labels that both scenes have."""
-
-
-def alignment(first: Scene, second: Scene) -> Alignment:
-    """The differences between two scenes that a pair should keep small, and those it needs.
-
-    Raises:
-        SceneError: if the scenes' states differ in shape.
-    """
-    a, b = first.observation.get(STATE_KEY), second.observation.get(STATE_KEY)
-    if (a is None) != (b is None) or (a is not None and b is not None and a.shape != b.shape):
-        raise SceneError(f"{first.address} and {second.address} have different kinds of state.")
-    state = 0.0 if a is None or b is None else (a - b).abs().max().item()
-    labels = {k: second.labels[k] - first.labels[k] for k in first.labels if k in second.labels}
-    return Alignment(state, second.frame - first.frame, labels)
 
 
 def pair_from_addresses(dataset: Dataset, clean: str, corrupt: str, *, chunk: int) -> ScenePair:
@@ -75,14 +49,16 @@ def nearest_pairs(
     frame: int = 0,
     n_pairs: int = 10,
     max_state_distance: float = 0.25,
+    max_label_distance: float = math.inf,
 ) -> tuple[ScenePair, ...]:
     """Up to `n_pairs` at one frame index of different episodes: near in state, far in `differ_in`.
 
     `differ_in` is a label (`cube_yaw`) or a family of labels: `cube` means `cube_x`, `cube_y` and
     `cube_z` where there are such, else every label `cube_…`, and distance in it is Euclidean. State
     distance is the root mean square over joints, each in units of its standard deviation over the
-    dataset. Among the pairs within `max_state_distance` the farthest come first, those below a
-    tenth of the farthest are left out, and no episode is taken again while two others make a pair.
+    dataset; `max_label_distance` bounds the distance in all other labels in the same way. Among the
+    pairs within these bounds the farthest come first, those below a tenth of the farthest are left
+    out, and no episode is taken again while two others make a pair.
 
     Each pair gets unrelated donors from other episodes: those within a tenth of the pair's distance
     of the same value (or the nearest there is), and of these the farthest in state, at any frame.
@@ -93,7 +69,8 @@ def nearest_pairs(
 
     Misleads: recordings are not a controlled experiment. Lighting, shadows and everything else that
     changed between two episodes differs too, and donors of unlabelled data may share what matters.
-    Pairs from a simulator differ in one thing alone.
+    `actlens.scenes.alignment.alignment_frame` says how far the scenes of each pair are apart in all
+    that is known; pairs from a simulator differ in one thing alone.
 
     Raises:
         SceneError: if no label is called `differ_in`, fewer than two episodes have such a frame, no
@@ -102,6 +79,11 @@ def nearest_pairs(
     if n_pairs < 1:
         raise SceneError(f"Ask for at least one pair, not {n_pairs}.")
     family = label_family(dataset, differ_in)
+    if math.isfinite(max_label_distance) and not family:
+        raise SceneError(
+            f"max_label_distance bounds the labels other than differ_in ({differ_in}); "
+            f"{dataset.name} has the labels {', '.join(dataset.label_names) or 'none'}."
+        )
     having = sum(0 <= frame < episode.length for episode in dataset.episodes)
     if having < 2:
         raise SceneError(
@@ -110,12 +92,15 @@ def nearest_pairs(
         )
     table = _Table.of(dataset, family, frame=frame, chunk=chunk)
     rows = np.flatnonzero(table.frame == frame)
-    chosen = _chosen_pairs(table, rows, n_pairs, max_state_distance)
+    chosen = _chosen_pairs(table, rows, n_pairs, max_state_distance, max_label_distance)
     if not chosen:
+        also = ""
+        if family and math.isfinite(max_label_distance):
+            also = f" and their other labels within {max_label_distance}"
         raise SceneError(
             f"{dataset.name} has no two episodes that differ at frame {frame} while their states "
-            f"lie within {max_state_distance} standard deviations: raise max_state_distance, or "
-            "take frame 0."
+            f"lie within {max_state_distance} standard deviations{also}: raise max_state_distance"
+            f"{' or max_label_distance' * bool(also)}, or take frame 0."
         )
     what = "what two recordings show while their states agree"
     if family:
@@ -163,6 +148,8 @@ class _Table:
     """In standard deviations over the dataset."""
     value: Float[np.ndarray, "row _"]
     """What pairs should differ in: the labels, or the demonstrated actions that follow."""
+    other: Float[np.ndarray, "row _"]
+    """All other labels, in standard deviations over the dataset."""
 
     @classmethod
     def of(cls, dataset: Dataset, family: Sequence[str], *, frame: int, chunk: int) -> "_Table":
@@ -174,6 +161,14 @@ class _Table:
         }
         state_scale = _spread(np.concatenate(list(states.values())))
         action_scale = _spread(np.concatenate([track.action for track in tracks.values()]))
+        rest = [name for name in dataset.label_names if family and name not in family]
+        others = {
+            i: np.stack([track.labels[name] for name in rest], axis=1)
+            if rest
+            else np.zeros((len(track.action), 0))
+            for i, track in tracks.items()
+        }
+        other_scale = _spread(np.concatenate(list(others.values())))
         parts: list[tuple[np.ndarray, ...]] = []
         for i, track in tracks.items():
             length = len(track.action)
@@ -185,17 +180,26 @@ class _Table:
                 value = (actions / action_scale).reshape(1, -1) / math.sqrt(actions.size)
             else:
                 continue
-            parts.append((np.full(len(frames), i), frames, states[i][frames] / state_scale, value))
+            state, other = states[i][frames] / state_scale, others[i][frames] / other_scale
+            parts.append((np.full(len(frames), i), frames, state, value, other))
         return cls(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
     def state_distance(self, row: int, others: np.ndarray) -> Float[np.ndarray, " other"]:
         """Root mean square difference over joints, in standard deviations."""
-        difference = self.state[others] - self.state[row]
-        return np.sqrt((difference**2).sum(1) / max(1, difference.shape[1]))
+        return _root_mean_square(self.state[others] - self.state[row])
+
+    def other_distance(self, row: int, others: np.ndarray) -> Float[np.ndarray, " other"]:
+        """Root mean square difference over all other labels, in standard deviations."""
+        return _root_mean_square(self.other[others] - self.other[row])
 
     def distance(self, row: int, others: np.ndarray) -> Float[np.ndarray, " other"]:
         """Euclidean distance in what pairs should differ in."""
         return np.sqrt(((self.value[others] - self.value[row]) ** 2).sum(1))
+
+
+def _root_mean_square(difference: Float[np.ndarray, "row _"]) -> Float[np.ndarray, " row"]:
+    """Over columns; zero where there are none."""
+    return np.sqrt((difference**2).sum(1) / max(1, difference.shape[1]))
 
 
 def _spread(values: Float[np.ndarray, "row joint"]) -> Float[np.ndarray, " joint"]:
@@ -205,13 +209,18 @@ def _spread(values: Float[np.ndarray, "row joint"]) -> Float[np.ndarray, " joint
 
 
 def _chosen_pairs(
-    table: _Table, rows: np.ndarray, n_pairs: int, max_state_distance: float
+    table: _Table,
+    rows: np.ndarray,
+    n_pairs: int,
+    max_state_distance: float,
+    max_label_distance: float,
 ) -> list[tuple[int, int]]:
     """Pairs of rows, farthest first, each episode as rarely as can be."""
     candidates: list[tuple[float, int, int]] = []
     for position, a in enumerate(rows.tolist()):
         others = rows[position + 1 :]
-        near = others[table.state_distance(a, others) <= max_state_distance]
+        alike = table.other_distance(a, others) <= max_label_distance
+        near = others[alike & (table.state_distance(a, others) <= max_state_distance)]
         distances = table.distance(a, near).tolist()
         candidates += [(d, a, b) for d, b in zip(distances, near.tolist(), strict=True)]
     # A pair that hardly differs would divide an effect by almost nothing.

@@ -9,6 +9,7 @@ import numpy as np
 
 from actlens.sim import graphics
 from actlens.sim.kinematics import JOINT_HIGH, JOINT_LOW, JOINTS, to_degrees, to_radians
+from actlens.sim.look import AS_DEMONSTRATED, Look, painter
 from actlens.sim.regions import Region, sample
 
 graphics.choose_backend()
@@ -42,17 +43,27 @@ class PickCube(gymnasium.Env):
         render: whether observations hold pictures; without, no OpenGL is needed and a step is fast.
         height: height of the pictures in pixels, at most 480.
         width: width of the pictures in pixels, at most 640.
+        look: colours and light of every episode that asks for no others.
     """
 
     # Gymnasium declares it an instance variable, so it cannot be a ClassVar here.
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": FPS}  # noqa: RUF012
 
-    def __init__(self, *, render: bool = True, height: int = 240, width: int = 320) -> None:
+    def __init__(
+        self,
+        *,
+        render: bool = True,
+        height: int = 240,
+        width: int = 320,
+        look: Look = AS_DEMONSTRATED,
+    ) -> None:
         self.render_mode = "rgb_array" if render else None
         self.height, self.width = height, width
+        self.look = self._present_look = look
         scene = resources.files("actlens.sim").joinpath("arm.xml").read_text(encoding="utf-8")
         self._model = mujoco.MjModel.from_xml_string(scene)
         self._data = mujoco.MjData(self._model)
+        self._paint = painter(self._model)
         self._substeps = round(1.0 / FPS / self._model.opt.timestep)
         self._qpos = [self._model.joint(name.removesuffix(".pos")).qposadr[0] for name in JOINTS]
         self._cube_qpos = self._model.joint("cube").qposadr[0]
@@ -75,8 +86,9 @@ class PickCube(gymnasium.Env):
             seed: of the arm's jitter and the cube's place and heading; the same seed gives the same
                 episode.
             options: any of `cube_xy` (metres from the base), `cube_yaw` (radians), `arm` (six joint
-                positions, degrees and gripper percent), in place of what the seed would draw. The
-                seed's other draws stay the same.
+                positions, degrees and gripper percent), in place of what the seed would draw; and
+                `look` in place of the environment's own, for this episode. The seed's other draws
+                stay the same.
         """
         super().reset(seed=seed)
         options = dict(options or {})
@@ -86,11 +98,12 @@ class PickCube(gymnasium.Env):
         arm = np.asarray(options.pop("arm", arm), dtype=np.float64)
         cube_yaw = float(options.pop("cube_yaw", cube_yaw))
         cube_xy = np.asarray(options.pop("cube_xy", cube_xy), dtype=np.float64)
+        look = options.pop("look", self.look)
         if options or arm.shape != (len(JOINTS),) or cube_xy.shape != (2,):
             raise ValueError(
-                "reset takes options cube_xy (two metres), cube_yaw (radians) and arm (six joint "
-                f"positions); given: unknown {sorted(options)}, cube_xy of shape {cube_xy.shape}, "
-                f"arm of shape {arm.shape}."
+                "reset takes options cube_xy (two metres), cube_yaw (radians), arm (six joint "
+                f"positions) and look; given: unknown {sorted(options)}, cube_xy of shape "
+                f"{cube_xy.shape}, arm of shape {arm.shape}."
             )
         mujoco.mj_resetData(self._model, self._data)
         angles = to_radians(np.clip(arm, JOINT_LOW, JOINT_HIGH))
@@ -98,6 +111,8 @@ class PickCube(gymnasium.Env):
         self._data.ctrl[:] = angles
         heading = [np.cos(cube_yaw / 2), 0.0, 0.0, np.sin(cube_yaw / 2)]
         self._data.qpos[self._cube_qpos : self._cube_qpos + 7] = [*cube_xy, CUBE_HALF, *heading]
+        self._present_look = look
+        self._paint(look)
         mujoco.mj_forward(self._model, self._data)
         return self._observation(), self._facts()
 
@@ -128,11 +143,38 @@ class PickCube(gymnasium.Env):
         self._renderer.update_scene(self._data, camera=camera)
         return self._renderer.render().copy()
 
+    def seen_as(self, look: Look) -> dict[str, np.ndarray]:
+        """What would be observed now under another look; the episode goes on under its own."""
+        self._wear(look)
+        try:
+            return self._observation()
+        finally:
+            self._wear(self._present_look)
+
+    def cube_outline(self, camera: str) -> tuple[float, float, float, float]:
+        """Top, bottom, left and right of the cube in a camera's picture, as shares of its height
+        and width from the top left; whether anything hides it, or it leaves the picture, is not
+        asked."""
+        cube, view = self._data.geom("cube"), self._data.camera(camera)
+        signs = np.stack(np.meshgrid(*[[-1, 1]] * 3), axis=-1).reshape(-1, 3)
+        corners = cube.xpos + CUBE_HALF * signs @ cube.xmat.reshape(3, 3).T
+        # A camera looks along its negative z axis, x to the right and y up.
+        right, up, depth = ((corners - view.xpos) @ view.xmat.reshape(3, 3)).T * [[1], [1], [-1]]
+        half = np.tan(np.deg2rad(self._model.camera(camera).fovy[0]) / 2)
+        rows = (1 - up / (depth * half)) / 2
+        columns = (1 + right / (depth * half) * self.height / self.width) / 2
+        return float(rows.min()), float(rows.max()), float(columns.min()), float(columns.max())
+
     def close(self) -> None:
         """Frees the renderer, if one was started."""
         if self._renderer is not None:
             self._renderer.close()
             self._renderer = None
+
+    def _wear(self, look: Look) -> None:
+        self._paint(look)
+        # Lights alone: a whole mj_forward would start its solver from elsewhere afterwards.
+        mujoco.mj_camlight(self._model, self._data)
 
     def _start_renderer(self) -> mujoco.Renderer:
         if not hasattr(mujoco, "GLContext") or not hasattr(mujoco, "Renderer"):

@@ -17,7 +17,7 @@ from actlens.model.act import HookedACT
 from actlens.scenes.dataset import Dataset, open_dataset
 from actlens.sim.environment import PickCube
 from actlens.sim.regions import FIVE_POSITIONS, Region, sample
-from actlens.sim.rollout import rollout
+from actlens.sim.rollout import as_observation, rollout
 from actlens.statistics import wilson
 
 
@@ -100,14 +100,6 @@ def position_kinds(
         drawn = [sample(region, rng) for _ in range(n)]
         kinds[name] = [(float(x), float(y)) for x, y in drawn]
     return kinds
-
-
-def as_observation(seen: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """The environment's observation in LeRobot's form: images channel first."""
-    return {
-        key: torch.from_numpy(value.transpose(2, 0, 1).copy() if value.ndim == 3 else value)
-        for key, value in seen.items()
-    }
 
 
 def evaluate(

@@ -20,7 +20,7 @@ def choose_backend() -> None:
     has_display = os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if not sys.platform.startswith("linux") or has_display or os.environ.get("MUJOCO_GL"):
         return
-    if _egl_devices() > 0:
+    if _egl_devices() > 0 and _has_opengl():
         os.environ["MUJOCO_GL"] = "egl"
     elif ctypes.util.find_library("OSMesa"):
         os.environ["MUJOCO_GL"] = "osmesa"
@@ -33,9 +33,14 @@ def missing_libraries(cause: str) -> RenderingError:
     """The error that says how to get a software renderer."""
     return RenderingError(
         f"No renderer starts here (MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r}: {cause}). On "
-        "Debian or Ubuntu install the packages libegl1 and libgl1-mesa-dri, or libosmesa6; or use "
-        "PickCube(render=False), which needs none."
+        "Debian or Ubuntu install the packages libegl1, libgl1-mesa-dri and libopengl0, or "
+        "libosmesa6; or use PickCube(render=False), which needs none."
     )
+
+
+def _has_opengl() -> bool:
+    """Whether there are OpenGL's functions beside EGL's: without them PyOpenGL fails on import."""
+    return any(ctypes.util.find_library(name) for name in ("OpenGL", "GL"))
 
 
 def _egl_devices() -> int:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from actlens.sim.environment import PickCube
 from actlens.sim.kinematics import JOINTS
@@ -11,6 +12,14 @@ from actlens.sim.kinematics import JOINTS
 _GRIPPER = JOINTS.index("gripper.pos")
 HALF_CLOSED = 50.0
 """Gripper percent below which an open gripper counts as closing; the jaw is still 8 mm off."""
+
+
+def as_observation(seen: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    """The environment's observation in LeRobot's form: images channel first, memory of its own."""
+    return {
+        key: torch.from_numpy((value.transpose(2, 0, 1) if value.ndim == 3 else value).copy())
+        for key, value in seen.items()
+    }
 
 
 @dataclass(frozen=True, eq=False)

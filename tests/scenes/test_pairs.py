@@ -2,14 +2,12 @@
 
 import numpy as np
 import pytest
-import torch
 from datasets_on_disk import demos, write_v3
 
 from actlens.errors import SceneError
-from actlens.scene import Scene
+from actlens.scenes.alignment import alignment, alignment_frame
 from actlens.scenes.dataset import open_dataset
 from actlens.scenes.pairs import (
-    alignment,
     label_family,
     nearest_pairs,
     pair_from_addresses,
@@ -158,9 +156,31 @@ def test_two_episodes_leave_no_donors(tmp_path):
     assert pair.unrelated_corrupt is None
 
 
-def test_alignment_compares_like_with_like():
-    a = Scene({"observation.state": torch.zeros(3)})
-    b = Scene({"observation.state": torch.zeros(4)})
-    with pytest.raises(SceneError, match="different kinds of state"):
-        alignment(a, b)
-    assert alignment(Scene({}), Scene({}, frame=4)).frames == 4
+def test_other_labels_can_be_held_alike(dataset):
+    free = nearest_pairs(dataset, chunk=1, n_pairs=3)
+    assert any(alignment(p.clean, p.corrupt).labels["cube_yaw"] for p in free)
+    held = nearest_pairs(dataset, chunk=1, n_pairs=3, max_label_distance=0.1)
+    for pair in held:
+        apart = alignment(pair.clean, pair.corrupt)
+        assert apart.labels["cube_yaw"] == 0
+        assert abs(apart.labels["cube_x"]) > 0.05
+    # Of the 12 pairs of episodes with the cube at two places, half agree in its heading.
+    assert len(nearest_pairs(dataset, chunk=1, n_pairs=99, max_label_distance=0.1)) == 6
+
+
+def test_labels_that_nothing_can_hold_alike_are_refused(dataset, unlabelled):
+    with pytest.raises(SceneError, match="raise max_state_distance or max_label_distance"):
+        nearest_pairs(dataset, chunk=1, max_label_distance=-1.0)
+    with pytest.raises(SceneError, match=r"max_label_distance bounds .* has the labels none"):
+        nearest_pairs(unlabelled, chunk=1, max_label_distance=1.0)
+
+
+def test_the_table_says_how_far_recorded_pairs_are_apart(dataset):
+    table = alignment_frame(nearest_pairs(dataset, chunk=1, n_pairs=2))
+    pairs, donors = table[table.compared == "pair"], table[table.compared != "pair"]
+    assert len(pairs) == 2
+    assert (pairs["label cube_x"].abs() > 0.05).all()
+    assert (pairs.state < 0.02).all()
+    assert (donors["label cube_x"] == 0).all()
+    assert (donors.state > 0.5).all()
+    assert (pairs["share observation.images.top"] > 0).all()

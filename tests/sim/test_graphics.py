@@ -21,12 +21,21 @@ def no_display(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("devices", "osmesa", "chosen"),
-    [(1, None, "egl"), (2, "libOSMesa.so.8", "egl"), (0, "libOSMesa.so.8", "osmesa")],
+    ("devices", "libraries", "chosen"),
+    [
+        (1, {"OpenGL"}, "egl"),
+        (1, {"GL"}, "egl"),
+        (2, {"OpenGL", "OSMesa"}, "egl"),
+        (0, {"OpenGL", "OSMesa"}, "osmesa"),
+        # libegl1 and libgl1-mesa-dri alone, on a bare Debian 12: EGL without OpenGL's functions.
+        (1, {"OSMesa"}, "osmesa"),
+        (1, set(), "disable"),
+    ],
 )
-def test_egl_is_preferred_to_osmesa(monkeypatch, devices, osmesa, chosen):
+def test_egl_is_preferred_to_osmesa_where_it_is_whole(monkeypatch, devices, libraries, chosen):
+    find = lambda name: f"lib{name}.so" if name in libraries else None
     monkeypatch.setattr(graphics, "_egl_devices", lambda: devices)
-    monkeypatch.setattr(graphics.ctypes.util, "find_library", lambda _: osmesa)
+    monkeypatch.setattr(graphics.ctypes.util, "find_library", find)
     graphics.choose_backend()
     assert os.environ["MUJOCO_GL"] == chosen
 
@@ -56,7 +65,7 @@ PickCube(render=False).reset(seed=0)
 try:
     PickCube().reset(seed=0)
 except RenderingError as error:
-    assert "libegl1 and libgl1-mesa-dri, or libosmesa6" in str(error), error
+    assert "libegl1, libgl1-mesa-dri and libopengl0, or libosmesa6" in str(error), error
 else:
     raise AssertionError("no error")
 """
