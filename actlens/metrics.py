@@ -19,6 +19,15 @@ Chunks = Float[Tensor, "*batch chunk joint"]
 Weights = Float[Tensor, " chunk"]
 
 
+class Direction(StrEnum):
+    """What is run and what is put in; the two answer different questions, so both are reported."""
+
+    DENOISE = "denoise"
+    """Run the corrupt scene, put the clean activation in: is the part sufficient?"""
+    NOISE = "noise"
+    """Run the clean scene, put the corrupt activation in: is the part necessary?"""
+
+
 class Positions(StrEnum):
     """Which positions of an action chunk are measured."""
 

@@ -44,6 +44,8 @@ class Choice:
 
     policy: Policy = field(default_factory=Policy)
     dataset: Data = field(default_factory=Data)
+    scenes: Path | None = None
+    """A file of pairs, such as `python -m actlens.sim.counterfactual` writes."""
     scene_a: str | None = None
     """The clean scene, EPISODE:FRAME of the dataset."""
     scene_b: str | None = None
@@ -62,7 +64,15 @@ def load(config: Choice) -> HookedACT:
 
 
 def source_of(config: Choice, model: HookedACT) -> PairFile | DatasetPairs:
-    """Where the scene pairs are."""
+    """Where the scene pairs are.
+
+    Raises:
+        SceneError: if the options name both pairs and demonstrations.
+    """
+    if config.scenes is not None:
+        if config.dataset.root is not None or config.dataset.repo_id is not None:
+            raise SceneError("Give either --scenes (pairs) or a dataset to make pairs of.")
+        return PairFile(str(config.scenes.expanduser().resolve()))
     if config.dataset.root is not None:
         root = config.dataset.root.expanduser().resolve()  # workers may have another working folder
         return DatasetPairs(root, model.config.chunk, config.dataset.revision)
@@ -83,7 +93,7 @@ def choose_pairs(config: Choice, model: HookedACT) -> PairList:
         needed = {camera.key for camera in model.config.cameras}
         if not needed <= source.read(0).clean.observation.keys():
             raise SceneError(
-                f"{config.policy.path} sees {sorted(needed)}; the bundled scenes do not have these "
+                f"{config.policy.path} sees {sorted(needed)}; the scene pairs do not have these "
                 "cameras. Give your demonstrations: --dataset.root=… or --dataset.repo_id=…"
             )
         return source.pairs(config.pairs)

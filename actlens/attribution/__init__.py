@@ -29,9 +29,10 @@ audit says how many exact effects lie within it.
 
 from actlens.attribution.agreement import Agreement
 from actlens.attribution.cuts import Cut, attributable, cuts_of
-from actlens.attribution.options import AttributionOptions, Direction, Gradient
+from actlens.attribution.options import AttributionOptions, Gradient
 from actlens.attribution.pairs import attribute_pairs
 from actlens.attribution.result import AttributionResult
+from actlens.metrics import Direction
 
 __all__ = [
     "Agreement",

@@ -12,10 +12,10 @@ from actlens.attribution.cost import cost_in_forwards
 from actlens.attribution.cuts import START, Cut
 from actlens.attribution.estimates import attribute, estimates, names_needed
 from actlens.attribution.linearise import Linearised, Scalar, linearise
-from actlens.attribution.options import AttributionOptions, Direction, Gradient
+from actlens.attribution.options import AttributionOptions, Gradient
 from actlens.config import ACTION_KEY
 from actlens.interventions import SceneRun, run_scene
-from actlens.metrics import Weights, position_weights, project, rms
+from actlens.metrics import Direction, Weights, position_weights, project, rms
 from actlens.model.act import HookedACT
 from actlens.scene import ScenePair
 

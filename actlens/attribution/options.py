@@ -8,15 +8,6 @@ from actlens.interventions.memory import DEFAULT_BUDGET
 from actlens.metrics import Positions
 
 
-class Direction(StrEnum):
-    """What is run and what is put in; the two answer different questions, so both are estimated."""
-
-    DENOISE = "denoise"
-    """Run the corrupt scene, put the clean activation in: is the site sufficient?"""
-    NOISE = "noise"
-    """Run the clean scene, put the corrupt activation in: is the site necessary?"""
-
-
 class Gradient(StrEnum):
     """Where the gradient is taken that a difference of activations is multiplied with."""
 

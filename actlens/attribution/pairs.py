@@ -8,9 +8,10 @@ from jaxtyping import Int
 from actlens.attribution.audit import draw_sample, exact_effects
 from actlens.attribution.cuts import Cut, cuts_of
 from actlens.attribution.one_pair import Ends, PairEstimates, cost_of_one_gradient, estimate_pair
-from actlens.attribution.options import AttributionOptions, Direction
+from actlens.attribution.options import AttributionOptions
 from actlens.attribution.result import AttributionResult
 from actlens.errors import InterventionError, SceneError
+from actlens.metrics import Direction
 from actlens.model.act import HookedACT
 from actlens.scene import ScenePair
 

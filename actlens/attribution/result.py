@@ -12,7 +12,8 @@ from actlens.attribution.audit import Sample
 from actlens.attribution.cuts import Cut
 from actlens.attribution.labels import site_labels
 from actlens.attribution.one_pair import PairEstimates
-from actlens.attribution.options import AttributionOptions, Direction
+from actlens.attribution.options import AttributionOptions
+from actlens.metrics import Direction
 from actlens.scene import ScenePair
 from actlens.statistics import MIN_CLUSTERS, pooled_ratio
 from actlens.tokens import TokenMap

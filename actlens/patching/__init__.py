@@ -1,5 +1,6 @@
 """Activation patching between two scenes: which parts carry what differs between them?"""
 
+from actlens.metrics import Direction
 from actlens.patching.pairs import patch_pairs
 from actlens.patching.parts import (
     ALL_TOKENS,
@@ -12,7 +13,7 @@ from actlens.patching.parts import (
     token_groups,
 )
 from actlens.patching.result import PatchingResult
-from actlens.patching.sweep import Direction, PairSweep, SweepOptions, sweep_pair
+from actlens.patching.sweep import PairSweep, SweepOptions, sweep_pair
 
 __all__ = [
     "ALL_TOKENS",

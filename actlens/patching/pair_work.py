@@ -1,6 +1,7 @@
 """Patching one pair as a unit of work, in this process or in another."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -106,6 +107,9 @@ _opening = Lock()
 
 @lru_cache(maxsize=1)
 def _opened(work: PatchWork) -> Bench:
+    # oneDNN keeps what it made for 1,024 shapes of products; a sweep meets ever new ones, and none
+    # of them often: 2 GB a worker for nothing.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     keep_freed_memory()
     torch.set_num_threads(1)
     asked, settled = json.loads(work.asked), json.loads(work.settled)

@@ -15,11 +15,11 @@ import torch
 from actlens.errors import SceneError
 from actlens.interventions import FromScene, Intervention, run_scene, run_within
 from actlens.interventions.budget import LARGEST_TOLERANCE
+from actlens.metrics import Direction
 from actlens.model.act import HookedACT
 from actlens.patching.parts import Part, Unit, parts_of, token_groups
 from actlens.patching.result import PatchingResult
 from actlens.patching.sweep import (
-    Direction,
     PairSweep,
     SweepOptions,
     action_difference,

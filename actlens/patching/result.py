@@ -10,11 +10,11 @@ from jaxtyping import Float, Int
 
 from actlens.errors import SceneError
 from actlens.interventions import Audit
-from actlens.metrics import Projection
+from actlens.metrics import Direction, Projection
 from actlens.patching.clusters import episode_clusters
 from actlens.patching.parts import Part
 from actlens.patching.pool import Of, Pool
-from actlens.patching.sweep import Direction, PairSweep, SweepOptions
+from actlens.patching.sweep import PairSweep, SweepOptions
 from actlens.scene import ScenePair
 from actlens.statistics import Interval, false_discovery, max_t_p, sign_flip_p
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import partial
 from typing import Any
 
@@ -38,15 +37,6 @@ from actlens.metrics import (
 from actlens.model.act import HookedACT
 from actlens.patching.parts import Part
 from actlens.scene import Scene
-
-
-class Direction(StrEnum):
-    """What is run and what is put in; the two answer different questions, so both are reported."""
-
-    DENOISE = "denoise"
-    """Run the corrupt scene, put the clean activation in: is the part sufficient?"""
-    NOISE = "noise"
-    """Run the clean scene, put the corrupt activation in: is the part necessary?"""
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,20 @@ def test_bad_use_is_one_clear_line_and_writes_nothing(arguments, message, policy
     assert not out.exists()
 
 
+def test_pairs_of_a_file_are_patched(policy, tmp_path, capsys):
+    from actlens.scenes.bundled import load_pairs, save_pairs
+
+    pairs = load_pairs("so101-cube-moved")[3:5]
+    save_pairs(pairs, tmp_path / "pairs.parquet")
+    words = [f"--policy.path={policy}", f"--scenes={tmp_path / 'pairs.parquet'}", "--json"]
+    words += ["--min-effect=0", f"--output-dir={tmp_path / 'out'}"]
+    assert patching.main(words) == 0
+    found = json.loads(capsys.readouterr().out)["provenance"]["pairs"]
+    assert found == [[pair.clean.address, pair.corrupt.address] for pair in pairs]
+    assert patching.main([*words, "--dataset.repo-id=so101-pick-cube"]) == 3
+    assert "either --scenes" in capsys.readouterr().err
+
+
 def test_a_policy_with_other_cameras_is_told_to_bring_its_own_scenes(tmp_path, capsys):
     folder = save_tiny_policy(tmp_path / "wrist", cameras=("wrist",))
     assert patching.main([f"--policy.path={folder}", f"--output-dir={tmp_path / 'out'}"]) == 3
