@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tyro.extras import SubcommandApp
@@ -22,7 +22,9 @@ def doctor(
     json: bool = False,
     revision: str | None = None,
     cameras: tuple[str, ...] = (),
+    image_size: tuple[int, int] | None = None,
     n_heads: int | None = None,
+    decoder_layers_used: Literal["first", "all"] | None = None,
 ) -> int:
     """Say what is wrong with a checkpoint and how to mend it.
 
@@ -34,12 +36,23 @@ def doctor(
         json: Print the diagnosis as JSON, for programs.
         revision: A branch, tag or commit of the hub repository.
         cameras: An original ACT's camera names, in the order of training.
+        image_size: An original ACT's image height and width; 480 640 if not given.
         n_heads: An original ACT's number of attention heads; 8 if not given.
+        decoder_layers_used: Whether an original ACT's first decoder layer was used, as its code
+            does, or all; told by the weights if not given.
     """
+    from actlens.checkpoints.original_act import DecoderLayersUsed
     from actlens.doctor import diagnose
     from actlens.report.doctor import render, to_json
 
-    diagnosis = diagnose(place, revision=revision, cameras=cameras or None, n_heads=n_heads)
+    diagnosis = diagnose(
+        place,
+        revision=revision,
+        cameras=cameras or None,
+        image_size=image_size,
+        n_heads=n_heads,
+        decoder_layers_used=decoder_layers_used and DecoderLayersUsed(decoder_layers_used),
+    )
     if json:
         sys.stdout.write(to_json(diagnosis) + "\n")
     else:

@@ -58,6 +58,17 @@ def _check_that_all_fired(attached: Iterable[_Attached]) -> None:
             )
 
 
+def copy_what_shares_memory(output: Tensor, store: dict[str, Tensor]) -> None:
+    """Give the cache copies of its own of what it shares with the output.
+
+    The caller may go on to edit the output in place.
+    """
+    memory = output.untyped_storage()._cdata  # unlike data_ptr, known of tensors without data too
+    for name, kept in store.items():
+        if kept.untyped_storage()._cdata == memory:
+            store[name] = kept.clone()
+
+
 class HookedRootModule(nn.Module):
     """The root of a network with hook points: TransformerLens' calls over kept handles.
 
@@ -431,11 +442,7 @@ class HookedRootModule(nn.Module):
                 output.backward()
         self.is_caching = not reset_hooks_end
         if isinstance(output, Tensor):
-            # The caller may go on to edit the output in place; the cache keeps a copy of its own.
-            memory = output.untyped_storage().data_ptr()
-            for name, kept in store.items():
-                if kept.untyped_storage().data_ptr() == memory:
-                    store[name] = kept.clone()
+            copy_what_shares_memory(output, store)
         return output, store
 
     def cache_all(

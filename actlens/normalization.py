@@ -1,8 +1,9 @@
 """From dataset units to the network's normalised units and back, as the checkpoint was trained."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -105,11 +106,15 @@ class Affine:
         return cls(mode, low, scale / 2, unscale / 2, offset=-1.0)
 
 
+_TOO_COARSE = (torch.float16, torch.bfloat16)
+
+
 class Normalizer(nn.Module):
     """The affine maps of every feature, moving with the model over devices and dtypes.
 
     The statistics are buffers outside the state dict: they belong to the checkpoint, not to the
-    network's weights.
+    network's weights. They stay in float32 under a network of 16 bits, in which 71 degrees would be
+    a quarter of a degree off.
     """
 
     def __init__(self, affines: Mapping[str, Affine]):
@@ -121,17 +126,31 @@ class Normalizer(nn.Module):
             for part in ("shift", "scale", "unscale"):
                 self.register_buffer(f"{part}_{i}", getattr(affine, part).clone(), persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:  # noqa: FBT001, FBT002  torch's own signature
+        def keep(statistic: Tensor) -> Tensor:
+            moved = fn(statistic)
+            return statistic.to(moved.device) if moved.dtype in _TOO_COARSE else moved
+
+        return super()._apply(keep, recurse)
+
     def _part(self, part: str, key: str) -> Tensor:
         return self.get_buffer(f"{part}_{self.features.index(key)}")
 
     def normalize(self, key: str, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Dataset units -> normalised units. Features without statistics pass unchanged."""
+        """Dataset units -> normalised units, in the dtype of `x`.
+
+        Features without statistics pass unchanged.
+        """
         if key not in self.features or self.modes[key] is NormalizationMode.IDENTITY:
             return x
-        return (x - self._part("shift", key)) / self._part("scale", key) + self.offsets[key]
+        normalized = (x - self._part("shift", key)) / self._part("scale", key) + self.offsets[key]
+        return normalized.to(x.dtype)
 
     def unnormalize(self, key: str, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """Normalised units -> dataset units. Features without statistics pass unchanged."""
+        """Normalised units -> dataset units, in float32 at least.
+
+        Features without statistics pass unchanged.
+        """
         if key not in self.features or self.modes[key] is NormalizationMode.IDENTITY:
             return x
         return (x - self.offsets[key]) * self._part("unscale", key) + self._part("shift", key)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -38,17 +39,21 @@ def scenes_hash(observations: list[Mapping[str, torch.Tensor]]) -> str:
 
 
 def _git_commit() -> str | None:
-    """The commit of the checkout that actlens runs from, marked where files were changed."""
-    folder = Path(actlens.__file__).parent
+    """The commit of the checkout that actlens runs from, marked where files were changed.
+
+    None where it is installed: the repository around its environment is somebody else's.
+    """
+    folder = Path(actlens.__file__).resolve().parent
     run = lambda *words: subprocess.run(
         ["git", "-C", str(folder), *words], capture_output=True, text=True, check=False
     )
     try:
+        top = run("rev-parse", "--show-toplevel")
         commit = run("rev-parse", "HEAD")
         changed = run("status", "--porcelain", "--untracked-files=no")
     except FileNotFoundError:  # no git on this machine
         return None
-    if commit.returncode:
+    if commit.returncode or Path(top.stdout.strip()).resolve() != folder.parent:
         return None
     return commit.stdout.strip() + (" with changes" if changed.stdout.strip() else "")
 
@@ -56,7 +61,7 @@ def _git_commit() -> str | None:
 def provenance(
     model: HookedACT, config: Any, *, seconds: float, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Everything about a run but its numbers. No user name, host name or absolute path.
+    """Everything about a run but its numbers. Paths lose the home and the working folder.
 
     Args:
         config: the frozen dataclass of the run's options.
@@ -67,7 +72,7 @@ def provenance(
     return {
         "actlens": actlens.__version__,
         "commit": _git_commit(),
-        "command": " ".join(["python", "-m", *_module_and_flags()]),
+        "command": shlex.join(["python", "-m", *_module_and_flags()]),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "config": _plain(asdict(config) if is_dataclass(config) else config),

@@ -25,6 +25,7 @@ from actlens.checkpoints import Checkpoint, save_checkpoint
 from actlens.config import ACTION_KEY, STATE_KEY, ACTConfig, Backbone
 from actlens.errors import CheckpointError, ConfigError
 from actlens.model.act import HookedACT
+from actlens.model.device import usable_device
 from actlens.model.embed import Inputs
 from actlens.model.lerobot_names import from_lerobot
 from actlens.normalization import Affine, NormalizationMode, Normalizer
@@ -37,6 +38,9 @@ LOG_FILE = "training.jsonl"
 CONFIG_FILE = "train_config.json"
 STATE_FILE = "training_state.pt"
 POLICY_FOLDER = "pretrained_model"
+
+_NOT_THE_RUN = frozenset({"resume", "save_every", "log_every", "device"})
+"""Options that may change when a run goes on."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ class TrainConfig:
     save_every: float = 120.0
     """Seconds between training checkpoints."""
     log_every: int = 50
+    device: str = "cpu"
+    """Where to compute; the data stays in memory and goes there batch by batch."""
     bf16: bool = True
     """Compute in bfloat16 where autocast deems it safe; weights stay float32."""
     half_weights: bool = True
@@ -155,12 +161,16 @@ def statistics_of(data: TrainingData, dataset: Dataset) -> dict[str, dict[str, T
         }
         for camera in dataset.cameras
     }
-    for key, values in ((STATE_KEY, data.state), (ACTION_KEY, data.action)):
+    vectors = (
+        (STATE_KEY, data.state, dataset.state_names),
+        (ACTION_KEY, data.action, dataset.action_names),
+    )
+    for key, values, names in vectors:
         if values is not None:
             double = values.double()
             std = double.std(0, unbiased=False)
             if (std < 1e-6).any():
-                still = [dataset.action_names[i] for i in (std < 1e-6).nonzero().flatten()]
+                still = [names[i] for i in (std < 1e-6).nonzero().flatten()]
                 raise ConfigError(f"{dataset.name}: {key} never changes in {', '.join(still)}.")
             stats[key] = {"mean": double.mean(0).float(), "std": std.float()}
     return stats
@@ -208,23 +218,24 @@ class Losses:
 
 def losses(model: HookedACT, data: TrainingData, frames: np.ndarray, config: TrainConfig) -> Losses:
     """LeRobot's ACT loss on the given frames; draws noise from torch's generator."""
-    action, is_pad = data.chunks(frames, config.chunk)
+    device = model.action_head.weight.device
+    action, is_pad = (x.to(device) for x in data.chunks(frames, config.chunk))
     index = torch.from_numpy(frames)
     normalize = model.normalizer.normalize
     images = tuple(
-        normalize(camera.key, image[index].float() / 255).contiguous(
+        normalize(camera.key, image[index].to(device).float() / 255).contiguous(
             memory_format=torch.channels_last
         )
         for camera, image in zip(model.config.cameras, data.images, strict=True)
     )
     state = None
     if data.state is not None:
-        state = normalize(STATE_KEY, data.state[index])
+        state = normalize(STATE_KEY, data.state[index].to(device))
         state = state + config.state_noise * torch.randn_like(state)
     inputs = Inputs(images, state, None, len(frames))
     target = normalize(ACTION_KEY, action)
-    with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
-        latent, kl = None, torch.zeros(())
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.bf16):
+        latent, kl = None, target.new_zeros(())
         if model.config.use_vae:
             mu, log_var = (x.float() for x in model.vae.posterior(target, is_pad, state))
             latent = mu + (log_var / 2).exp() * torch.randn_like(mu)
@@ -255,7 +266,7 @@ def to_checkpoint(
     present = model.state_dict()
     weights = {}
     for name in expected_shapes(model.config):
-        value = present[from_lerobot(name)].detach().contiguous()
+        value = present[from_lerobot(name)].detach().cpu().contiguous()
         weights[name] = value.half() if config.half_weights and value.ndim > 1 else value.clone()
     for name, value in weights.items():
         if not torch.isfinite(value).all():
@@ -300,7 +311,7 @@ def _resume(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimi
         differing = sorted(
             key
             for key in asked.keys() | found.keys()
-            if asked.get(key) != found.get(key) and key not in ("resume", "save_every", "log_every")
+            if asked.get(key) != found.get(key) and key not in _NOT_THE_RUN
         )
         if differing or not config.resume:
             raise ConfigError(
@@ -336,9 +347,11 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
 
     Raises:
         ConfigError: if `output_dir` holds a different run, or the dataset cannot be learned from.
+        DeviceError: if there is no such device here.
     """
     if config.freeze_norm and config.init_from is None:
         raise ConfigError("--freeze-norm needs --init-from: untrained norms would stay untrained.")
+    device = usable_device(config.device)
     console = console or Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -353,13 +366,14 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
         model.embed.to(memory_format=torch.channels_last)
         if config.init_from is not None:
             console.print(f"warm start: {_warm_start(model, config.init_from)} tensors taken over")
+        model.to(device)
         optimizer = torch.optim.AdamW(
             model.parameters(), config.lr, weight_decay=config.weight_decay
         )
         start = _resume(config, model, optimizer)
         data = load_training_data(dataset, config.downscale, progress)
         stats = statistics_of(data, dataset)
-        model.normalizer = Normalizer(affines(stats))
+        model.normalizer = Normalizer(affines(stats)).to(device)
         task = progress.add_task("training", total=config.steps, completed=start)
         _loop(model, optimizer, data, config, start, progress, task)
     folder = config.output_dir / POLICY_FOLDER

@@ -40,7 +40,6 @@ from actlens.patching.pair_sources import (
     PairList,
     PairSource,
 )
-from actlens.patching.pair_work import PolicyFiles
 from actlens.patching.patched_pair import PatchedPair, scenes_hash_of
 from actlens.provenance import provenance, write_json
 from actlens.report.heatmaps import save_heatmaps
@@ -162,12 +161,6 @@ def open_sweep(config: Config) -> Sweep:
 def patch(sweep: Sweep, folder: Path, console: Console) -> Run:
     """Patch the pairs (of the shard) that have no result in the folder; `console` shows how far."""
     config = sweep.config
-    path = Path(config.policy.path).expanduser()
-    files = PolicyFiles(
-        str(path.resolve()) if path.exists() else config.policy.path,
-        config.policy.revision,
-        config.policy.device,
-    )
     with showing_progress(console, "patching", "pairs") as tell:
         return patch_into(
             folder,
@@ -176,7 +169,7 @@ def patch(sweep: Sweep, folder: Path, console: Console) -> Run:
             sweep.plan,
             shard=None if config.shard is None else Shard.parse(config.shard),
             engine=engine_of(config),
-            policy=files,
+            policy=config.policy.files,
             about={"config": to_tree(dataclasses.replace(config, output_dir=None))},
             progress=tell,
             notice=lambda sentence: console.print(Text(plain(sentence), style="yellow")),

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pandas as pd
@@ -23,15 +24,13 @@ def require_simulator() -> None:
     Raises:
         SceneError: naming what to install.
     """
-    try:
-        import gymnasium
-        import mujoco
-    except ModuleNotFoundError as error:
+    # Not imported here: MuJoCo takes its renderer when it is, and `actlens.sim` chooses it.
+    missing = [name for name in ("mujoco", "gymnasium") if find_spec(name) is None]
+    if missing:
         raise SceneError(
-            f"Rollouts need the simulator, and {error.name} is not installed: "
+            f"Rollouts need the simulator, and {missing[0]} is not installed: "
             "pip install 'hooked-act[sim]'."
-        ) from error
-    del gymnasium, mujoco
+        )
 
 
 @dataclass(frozen=True)

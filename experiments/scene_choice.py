@@ -7,6 +7,7 @@ from pathlib import Path
 from actlens.errors import SceneError
 from actlens.model.act import HookedACT
 from actlens.patching.pair_sources import DatasetPairs, PairFile, PairList, without_pictures
+from actlens.patching.pair_work import PolicyFiles
 from actlens.scenes.dataset import open_dataset
 from actlens.scenes.pairs import nearest_pairs, pair_from_addresses
 
@@ -22,6 +23,21 @@ class Policy:
     revision: str | None = None
     """Of a hub id."""
     device: str = "cpu"
+    cameras: tuple[str, ...] = ()
+    """An original ACT's camera names, in the order of training."""
+    image_size: tuple[int, int] | None = None
+    """An original ACT's image height and width; 480 640 if not given."""
+    n_heads: int | None = None
+    """An original ACT's number of attention heads; 8 if not given."""
+
+    @property
+    def files(self) -> PolicyFiles:
+        """Where every process finds it."""
+        here = Path(self.path).expanduser()
+        path = str(here.resolve()) if here.exists() else self.path
+        return PolicyFiles(
+            path, self.revision, self.device, self.cameras, self.image_size, self.n_heads
+        )
 
 
 @dataclass(frozen=True)
@@ -58,9 +74,7 @@ class Choice:
 
 def load(config: Choice) -> HookedACT:
     """The policy."""
-    return HookedACT.from_pretrained(
-        config.policy.path, revision=config.policy.revision, device=config.policy.device
-    )
+    return config.policy.files.load()
 
 
 def source_of(config: Choice, model: HookedACT) -> PairFile | DatasetPairs:

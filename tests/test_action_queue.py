@@ -60,11 +60,12 @@ def test_hooks_know_control_step_and_inference_step(model):
     assert seen[-1] == (0, 0)
 
 
-def test_the_ensemble_equals_the_weighted_mean_computed_offline():
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-14), (torch.float32, 1e-6)])
+def test_the_ensemble_equals_the_weighted_mean_computed_offline(dtype, error):
     generator = torch.Generator().manual_seed(0)
     coefficient, length, ticks = 0.3, 5, 12
-    chunks = torch.randn(ticks, 2, length, 3, generator=generator, dtype=torch.float64)
-    ensemble = TemporalEnsemble(coefficient, length)
+    chunks = torch.randn(ticks, 2, length, 3, generator=generator, dtype=dtype)
+    ensemble = TemporalEnsemble(coefficient)
     for tick in range(ticks):
         ensemble.push(chunks[tick])
         got = ensemble.pop()
@@ -72,8 +73,9 @@ def test_the_ensemble_equals_the_weighted_mean_computed_offline():
         first = max(0, tick - length + 1)
         predictions = torch.stack([chunks[t][:, tick - t] for t in range(first, tick + 1)])
         weights = torch.exp(-coefficient * torch.arange(len(predictions), dtype=torch.float64))
-        mean = (weights[:, None, None] * predictions).sum(0) / weights.sum()
-        torch.testing.assert_close(got, mean, atol=1e-6, rtol=1e-6)
+        mean = (weights[:, None, None] * predictions.double()).sum(0) / weights.sum()
+        assert got.dtype is dtype
+        torch.testing.assert_close(got.double(), mean, atol=error, rtol=error)
 
 
 def test_a_policy_with_an_ensemble_runs_the_network_at_every_control_step():

@@ -48,7 +48,8 @@ def measure(statement):
 
 @pytest.mark.parametrize("statement", ["import actlens", "from actlens import HookedACT"])
 def test_importing_loads_no_heavy_package(statement):
-    assert [name for name in HEAVY if name in measure(statement)["imported"]] == []
+    imported = measure(statement)["imported"]
+    assert [name for name in HEAVY if name in imported] == []
 
 
 def test_importing_takes_under_three_tenths_of_a_second_on_top_of_torch():

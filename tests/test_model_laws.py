@@ -207,22 +207,48 @@ def test_every_activation_has_the_shape_that_its_axes_say(
 # ── looking changes nothing; writing changes something ───────────────────────────────────────
 
 
+def from_the_encoder_on(model, cache, name):
+    """A run from the stream that enters the encoder, if `name` fires there; else None.
+
+    It is the whole run without the trunk (see `test_resuming_…`), which is most of its time.
+    """
+    if not name.startswith(("encoder.", "decoder.", "ln_final.", "hook_actions")):
+        return None
+    return lambda: model.resume(cache["embed.hook_tokens"], cache["embed.hook_pos"], layer=0)
+
+
 @every_architecture
-def test_an_identity_hook_anywhere_changes_no_bit(make_model, observe, demonstration, changes):
+def test_identity_hooks_everywhere_change_no_bit(make_model, observe, demonstration, changes):
+    model = make_model(**changes)
+    observation, action = observe(model), demonstration(model)  # several rows: strides matter
+    identities = (lambda a, hook: a, lambda a, hook: None)
+    usual = [name for name, point in model.hook_dict.items() if not point.on_demand]
+    with torch.no_grad():
+        plain = model(observation, action=action)
+        seen = model.run_with_hooks(
+            observation, action=action, fwd_hooks=[(n, hook) for n in usual for hook in identities]
+        )
+    assert torch.equal(seen, plain)
+    assert [receipt.changed for receipt in model.receipts] == [0] * 2 * len(usual)
+
+
+@every_architecture
+def test_an_identity_hook_on_demand_changes_no_more_than_rounding(
+    make_model, observe, demonstration, changes
+):
+    """What follows is then computed from the point, which the usual path never makes."""
     model = make_model(**changes)
     observation, action = observe(model, rows=1), demonstration(model, rows=1)
     identities = (lambda a, hook: a, lambda a, hook: None)
     with torch.no_grad():
-        plain = model(observation, action=action)
+        plain, cache = model.run_with_cache(observation, action=action)
+        whole = lambda: model(observation, action=action)
         for name, point in model.hook_dict.items():
-            seen = model.run_with_hooks(
-                observation, action=action, fwd_hooks=[(name, hook) for hook in identities]
-            )
-            if point.on_demand:  # what follows is then computed from it: equal to rounding
-                assert difference(seen, plain) < 1e-5, name
-            else:
-                assert torch.equal(seen, plain), name
-            assert [receipt.changed for receipt in model.receipts] == [0, 0]
+            if point.on_demand:
+                run = from_the_encoder_on(model, cache, name) or whole
+                with model.hooks([(name, hook) for hook in identities]):
+                    assert difference(run(), plain) < 1e-5, name
+                assert [receipt.changed for receipt in model.receipts] == [0, 0]
 
 
 @every_architecture
@@ -263,9 +289,11 @@ def test_writing_anywhere_but_at_inert_points_moves_the_actions(
     model = make_model(**changes)
     observation, action = observe(model, rows=1), demonstration(model, rows=1)
     with torch.no_grad():
-        plain = model(observation, action=action)
+        plain, cache = model.run_with_cache(observation, action=action)
+        whole = lambda: model(observation, action=action)
         for name in model.hook_dict:
-            moved = model.run_with_hooks(observation, action=action, fwd_hooks=[(name, add_noise)])
+            with model.hooks([(name, add_noise)]):
+                moved = (from_the_encoder_on(model, cache, name) or whole)()
             if inert(name, model):
                 assert difference(moved, plain) < 1e-5, name
             else:
@@ -357,9 +385,10 @@ def test_patching_a_scene_with_itself_changes_no_bit(make_model, observe, change
     observation = observe(model, rows=1)
     with torch.no_grad():
         plain, cache = model.run_with_cache(observation)
+        whole = lambda: model(observation)
         for name, value in cache.items():
-            patch = lambda a, hook, value=value: value
-            assert torch.equal(model.run_with_hooks(observation, fwd_hooks=[(name, patch)]), plain)
+            with model.hooks([(name, lambda a, hook, value=value: value)]):
+                assert torch.equal((from_the_encoder_on(model, cache, name) or whole)(), plain)
             assert model.receipts[0].changed == 0, name
 
 
@@ -709,17 +738,49 @@ def test_float64_works_throughout_and_agrees(make_model, observe, demonstration,
     assert difference(actions, plain.double()) < 1e-4
 
 
-def test_bfloat16_runs_and_stays_near(model, observe, demonstration):
-    coarse = copy.deepcopy(model).to(torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_network_of_16_bits_runs_and_stays_near(model, observe, demonstration, dtype):
+    coarse = copy.deepcopy(model).to(dtype)
     with torch.no_grad():
         plain = model(observe(model))
         actions, cache = coarse.run_with_cache(
             observe(model), action=demonstration(model), names_filter="*"
         )
         zeros = coarse(observe(model))
-    assert {value.dtype for value in cache.values()} == {torch.bfloat16}
+    assert {cache["hook_actions"].dtype, actions.dtype} == {torch.float32}
+    assert {v.dtype for name, v in cache.items() if name != "hook_actions"} == {dtype}
     assert actions.isfinite().all()
-    assert difference(zeros.float(), plain) < 0.1 * float(plain.abs().max())
+    assert difference(zeros, plain) < 0.1 * float(plain.abs().max())
+
+
+def test_degrees_are_not_rounded_to_16_bits(own_model, observe):
+    """Joints at 1000 units, where neighbours in bfloat16 lie 4 apart, with a deviation of one."""
+    coarse = own_model.to(torch.bfloat16)
+    index = coarse.normalizer.features.index
+    for key, part, value in (
+        ("observation.state", "shift", 1000.0), ("observation.state", "scale", 1.0),
+        ("action", "shift", 1000.0), ("action", "unscale", 1.0),
+    ):  # fmt: skip
+        coarse.normalizer.get_buffer(f"{part}_{index(key)}").fill_(value)
+    observation = observe(coarse)
+    shifted = observation | {"observation.state": observation["observation.state"] + 1000}
+    with torch.no_grad():
+        state = coarse.prepare(shifted).state
+        actions, cache = coarse.run_with_cache(shifted)
+        mu, _ = coarse.posterior(coarse.prepare(shifted), actions)
+    assert difference(state.float(), observation["observation.state"]) < 0.02
+    assert difference(actions - 1000, cache["hook_actions_normalized"].float()) < 1e-3
+    assert mu.dtype is torch.bfloat16
+
+
+def test_statistics_follow_over_dtypes_but_never_below_float32(own_model):
+    kinds = lambda: {buffer.dtype for buffer in own_model.normalizer.buffers()}
+    exact = [buffer.clone() for buffer in own_model.normalizer.buffers()]
+    own_model.half()
+    assert kinds() == {torch.float32}
+    own_model.double()
+    assert kinds() == {torch.float64}
+    assert all(map(torch.equal, own_model.normalizer.float().buffers(), exact))
 
 
 # ── observations ─────────────────────────────────────────────────────────────────────────────

@@ -11,7 +11,7 @@ import torch
 
 from actlens import train as training
 from actlens.config import Camera
-from actlens.errors import ConfigError
+from actlens.errors import ConfigError, DeviceError
 from actlens.model.act import HookedACT
 from actlens.train import TrainConfig, batches, learning_rate, shrink, train
 
@@ -140,6 +140,26 @@ def test_joints_that_never_move_are_refused_by_name(tiny_dataset, tmp_path):
     tiny_dataset.actions = lambda i: still
     with pytest.raises(ConfigError, match="never changes in a, b"):
         train(config(tmp_path / "run"))
+
+
+def test_a_state_that_never_moves_is_refused_by_its_own_names(tiny_dataset, tmp_path):
+    tiny_dataset.state_names = ("lift", "pan", "roll")  # more of them than actions
+    tiny_dataset.states = lambda i: np.tile(np.float32([1, i, 3]), (LENGTH, 1))
+    with pytest.raises(ConfigError, match=r"observation\.state never changes in lift, roll"):
+        train(config(tmp_path / "run"))
+
+
+def test_a_device_that_is_not_here_is_refused_before_anything_is_written(tiny_dataset, tmp_path):
+    with pytest.raises(DeviceError, match="'nope' is no device"):
+        train(config(tmp_path / "run", device="nope"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_may_go_on_elsewhere(tiny_dataset, tmp_path):
+    train(config(tmp_path / "run", device="cpu"))
+    train(config(tmp_path / "run", device="cpu:0"))
+    with pytest.raises(ConfigError, match="kl_weight"):
+        train(config(tmp_path / "run", device="cpu:0", kl_weight=1.0))
 
 
 def test_every_frame_is_seen_once_an_epoch_whatever_the_start():

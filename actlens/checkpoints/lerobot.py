@@ -7,6 +7,7 @@ from pathlib import Path
 
 from actlens.checkpoints.architecture import expected_shapes
 from actlens.checkpoints.checkpoint import Checkpoint
+from actlens.checkpoints.decoder_layers import require_live_layers
 from actlens.checkpoints.lerobot_buffers import is_buffer, read_buffers
 from actlens.checkpoints.lerobot_config import CONFIG_FILE, LeRobotConfig, read_lerobot_config
 from actlens.checkpoints.lerobot_processors import (
@@ -87,6 +88,7 @@ def read_lerobot(folder: Path) -> Checkpoint:
     tensors = read_tensors(header, names.values())
     weights = {name: tensors[names[name]] for name in expected_shapes(config.config)}
     require_finite(header.path, weights)
+    require_live_layers(header.path, weights)
     return Checkpoint(
         config=config.config,
         weights=weights,

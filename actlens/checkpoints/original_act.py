@@ -15,6 +15,7 @@ from torch import Tensor
 
 from actlens.checkpoints.architecture import expected_shapes
 from actlens.checkpoints.checkpoint import Checkpoint
+from actlens.checkpoints.decoder_layers import count_layers, count_trained_layers, numbered
 from actlens.checkpoints.pickled_weights import read_state_dict
 from actlens.checkpoints.statistics_pickle import read_statistics_pickle, require_statistics
 from actlens.checkpoints.weights import require_equal, require_finite, sha256_of
@@ -30,7 +31,7 @@ class DecoderLayersUsed(StrEnum):
     """Whose output becomes actions, where a checkpoint has several decoder layers.
 
     The original code builds seven and indexes the first's output (tonyzhaozh/act issue 25); forks
-    index the last. The weights do not tell.
+    index the last. A trained checkpoint tells by its biases, so nobody has to know.
     """
 
     FIRST = "first"
@@ -46,7 +47,8 @@ class OriginalOptions:
     image_size: tuple[int, int] = (480, 640)
     """Rows and columns, of every camera: the original stacks them in one tensor."""
     n_heads: int = 8
-    decoder_layers_used: DecoderLayersUsed = DecoderLayersUsed.FIRST
+    decoder_layers_used: DecoderLayersUsed | None = None
+    """Told from the weights if None."""
 
 
 # Their names -> LeRobot's. Note `encoder`: theirs is the VAE's.
@@ -119,11 +121,7 @@ def read_original(path: Path, options: OriginalOptions) -> Checkpoint:
     require_equal(path, expected_shapes(config), shapes, against="an original ACT's")
     weights = {name: weights[name] for name in expected_shapes(config)}
     require_finite(path, weights)
-    if any(name.startswith("decoder.layers.") for name in dead):
-        notes.append(
-            "The output of decoder layer 0 is used, as in the original code, and the layers after "
-            'it are dead; a fork that used the last needs decoder_layers_used="all".'
-        )
+    notes += _decoder_notes(tensors, config)
     statistics = _read_statistics(path.parent / STATISTICS_FILE, config)
     return Checkpoint(
         config=config,
@@ -215,8 +213,6 @@ def _infer(
             raise CheckpointError(f"{path}: has no {name!r} (LeRobot's name), so it is no ACT.")
         return tensors[name].shape[axis]
 
-    n_built = _count_layers("decoder", tensors)
-    first_only = options.decoder_layers_used is DecoderLayersUsed.FIRST
     latent_dim = size("encoder_latent_input_proj.weight", 1)
     projection = "vae_encoder_latent_output_proj.weight"
     if projection in tensors and tensors[projection].shape[0] != 2 * latent_dim:
@@ -237,21 +233,46 @@ def _infer(
             n_heads=options.n_heads,
             d_mlp=size("encoder.layers.0.linear1.weight", 0),
             pre_norm="encoder.norm.weight" in tensors,
-            n_encoder_layers=_count_layers("encoder", tensors),
-            n_decoder_layers=1 if first_only else n_built,
-            use_vae=_count_layers("vae_encoder", tensors) > 0,
+            n_encoder_layers=count_layers("encoder", tensors),
+            n_decoder_layers=_live_layers(path, tensors, options.decoder_layers_used),
+            use_vae=count_layers("vae_encoder", tensors) > 0,
             latent_dim=latent_dim,
-            n_vae_encoder_layers=_count_layers("vae_encoder", tensors) or 4,
+            n_vae_encoder_layers=count_layers("vae_encoder", tensors) or 4,
         )
     except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
 
 
-def _count_layers(stack: str, tensors: Mapping[str, Tensor]) -> int:
-    prefix = f"{stack}.layers."
-    return len(
-        {key.removeprefix(prefix).split(".")[0] for key in tensors if key.startswith(prefix)}
-    )
+def _live_layers(path: Path, tensors: Mapping[str, Tensor], asked: DecoderLayersUsed | None) -> int:
+    """How many decoder layers the actions pass through; refuses what the weights contradict."""
+    built, trained = count_layers("decoder", tensors), count_trained_layers(tensors)
+    seen = trained or (built if asked is DecoderLayersUsed.ALL else 1)
+    if asked is DecoderLayersUsed.ALL and seen < built:
+        raise CheckpointError(
+            f"{path}: decoder {numbered(seen, built - 1)} of {built} were never trained (all their "
+            f"biases are zero, as at the start), so the actions did not pass through them: leave "
+            "decoder_layers_used out."
+        )
+    if asked is DecoderLayersUsed.FIRST and seen > 1:
+        raise CheckpointError(
+            f"{path}: decoder {numbered(1, seen - 1)} of {built} were trained, so this is a fork "
+            "whose actions passed through them: leave decoder_layers_used out."
+        )
+    return seen
+
+
+def _decoder_notes(tensors: Mapping[str, Tensor], config: ACTConfig) -> list[str]:
+    """Which of several decoder layers count, and why."""
+    built, live = count_layers("decoder", tensors), config.n_decoder_layers
+    if built == 1:
+        return []
+    told = "Their biases tell" if count_trained_layers(tensors) else "As in the original code"
+    if live == built:
+        return [f"{told}: all {built} decoder layers count; a fork of the original code."]
+    return [
+        f"{told}: the output of decoder layer {live - 1} becomes actions, and "
+        f"{numbered(live, built - 1)} of {built} are dead."
+    ]
 
 
 def _infer_backbone(tensors: Mapping[str, Tensor]) -> Backbone:

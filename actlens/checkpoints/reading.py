@@ -31,7 +31,7 @@ def load_checkpoint(
     cameras: Sequence[str] | None = None,
     image_size: tuple[int, int] | None = None,
     n_heads: int | None = None,
-    decoder_layers_used: DecoderLayersUsed = DecoderLayersUsed.FIRST,
+    decoder_layers_used: DecoderLayersUsed | None = None,
     joints: Sequence[str] | None = None,
 ) -> Checkpoint:
     """Read a policy, whatever wrote it: LeRobot from 2024 to 0.6.1, actlens, or the original ACT.
@@ -47,7 +47,8 @@ def load_checkpoint(
         cameras: an original ACT's camera names, in the order of training; it does not say them.
         image_size: an original ACT's rows and columns of pixels; 480x640 if None.
         n_heads: an original ACT's attention heads; 8 if None.
-        decoder_layers_used: whose output an original ACT used, of its seven decoder layers.
+        decoder_layers_used: whose output an original ACT used, of its seven decoder layers; told
+            from the weights if None, and refused where they say otherwise.
         joints: names for the action's dimensions, where the files have none or others are wanted.
 
     Raises:
@@ -57,14 +58,20 @@ def load_checkpoint(
     path, source = locate(path_or_name_or_hub_id, revision=revision)
     try:
         if folder := find_folder(path):
-            refuse_original_options(folder, cameras=cameras, image_size=image_size, n_heads=n_heads)
+            refuse_original_options(
+                folder,
+                cameras=cameras,
+                image_size=image_size,
+                n_heads=n_heads,
+                decoder_layers_used=decoder_layers_used,
+            )
             checkpoint = read_lerobot(folder)
         elif original := find_original(path):
             options = OriginalOptions(
                 cameras=cameras,
                 image_size=image_size or OriginalOptions.image_size,
                 n_heads=OriginalOptions.n_heads if n_heads is None else n_heads,
-                decoder_layers_used=DecoderLayersUsed(decoder_layers_used),
+                decoder_layers_used=decoder_layers_used and DecoderLayersUsed(decoder_layers_used),
             )
             checkpoint = read_original(original, options)
         else:

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from actlens.checkpoints.architecture import expected_shapes
+from actlens.checkpoints.decoder_layers import require_live_layers
 from actlens.checkpoints.lerobot import (
     Layout,
     find_folder,
@@ -57,7 +58,7 @@ def diagnose(
     cameras: Sequence[str] | None = None,
     image_size: tuple[int, int] | None = None,
     n_heads: int | None = None,
-    decoder_layers_used: DecoderLayersUsed = DecoderLayersUsed.FIRST,
+    decoder_layers_used: DecoderLayersUsed | None = None,
 ) -> Diagnosis:
     """Examine any checkpoint: files, weights, normalisation, cameras, and what never runs.
 
@@ -67,14 +68,20 @@ def diagnose(
     try:
         path, _ = locate(place, revision=revision)
         if folder := find_folder(path):
-            refuse_original_options(folder, cameras=cameras, image_size=image_size, n_heads=n_heads)
+            refuse_original_options(
+                folder,
+                cameras=cameras,
+                image_size=image_size,
+                n_heads=n_heads,
+                decoder_layers_used=decoder_layers_used,
+            )
             return _diagnose_lerobot(folder)
         if original := find_original(path):
             options = OriginalOptions(
                 cameras=cameras,
                 image_size=image_size or OriginalOptions.image_size,
                 n_heads=OriginalOptions.n_heads if n_heads is None else n_heads,
-                decoder_layers_used=DecoderLayersUsed(decoder_layers_used),
+                decoder_layers_used=decoder_layers_used and DecoderLayersUsed(decoder_layers_used),
             )
             return _diagnose_original(original, options)
         raise nothing_here(path)
@@ -176,6 +183,7 @@ def _examine_weights(
     tensors = {name: found[key] for name, key in names.items()}
     floats = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
     seen.attempt("weights", lambda: require_finite(header.path, floats))
+    seen.attempt("decoder", lambda: require_live_layers(header.path, floats))
     examine_values(seen, floats)
     renamed = sum(key != f"model.{name}" for name, key in names.items())
     if renamed:

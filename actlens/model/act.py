@@ -11,12 +11,14 @@ from torch import Tensor, nn
 from actlens.cache import ActivationCache
 from actlens.checkpoints.checkpoint import Checkpoint
 from actlens.config import ACTION_KEY, ACTConfig
-from actlens.errors import CheckpointError, DeviceError, SceneError
+from actlens.errors import CheckpointError, SceneError
 from actlens.hooked_module import HookedRootModule, NamesFilter
 from actlens.hooks import HookPoint
 from actlens.model.action_queue import Clock, new_queue
 from actlens.model.attention import Attention
 from actlens.model.decoder import Decoder
+from actlens.model.device import usable_device
+from actlens.model.dry_run import dry_run
 from actlens.model.embed import Embed, Inputs
 from actlens.model.encoder import Encoder
 from actlens.model.lerobot_names import from_lerobot
@@ -26,7 +28,6 @@ from actlens.model.vae import VAEEncoder
 from actlens.normalization import Normalizer
 from actlens.scene import Observation, Scene
 from actlens.sites import Site, parse_where, split_address
-from actlens.text import clean_text
 from actlens.tokens import TokenMap
 
 Actions = Float[Tensor, "batch chunk joint"]
@@ -114,7 +115,7 @@ class HookedACT(HookedRootModule):
         """
         from actlens.checkpoints import load_checkpoint
 
-        _require_device(device)
+        usable_device(device)
         return cls.from_checkpoint(
             load_checkpoint(source, revision=revision, **options), device=device, dtype=dtype
         )
@@ -133,10 +134,10 @@ class HookedACT(HookedRootModule):
             CheckpointError: if its weights do not fit its config.
             DeviceError: if there is no such device here.
         """
-        _require_device(device)
+        usable_device(device)
         with torch.device("meta"):
             model = cls(checkpoint.config)
-        model.to_empty(device="cpu")
+        model.to_empty(device="cpu").to(dtype)
         model.normalizer = Normalizer(checkpoint.normalization)
         model._restore_position_buffers()
         weights = {from_lerobot(name): tensor for name, tensor in checkpoint.weights.items()}
@@ -159,7 +160,10 @@ class HookedACT(HookedRootModule):
                 self.embed.get_buffer(name).copy_(value)
 
     def to_checkpoint(self) -> Checkpoint:
-        """The present weights (edits included) as a checkpoint, in the dtype of the one loaded.
+        """The present weights (edits included) as a checkpoint.
+
+        A tensor keeps the dtype of the file it came from where that holds its values; an edit that
+        16 bits would round away is kept in float32, LeRobot's own dtype.
 
         Raises:
             CheckpointError: if the model was not loaded from a checkpoint: it has no statistics.
@@ -171,7 +175,7 @@ class HookedACT(HookedRootModule):
             )
         present = self.state_dict()
         weights = {
-            name: present[from_lerobot(name)].detach().cpu().to(old.dtype)
+            name: _as_in_file(present[from_lerobot(name)].detach().cpu(), old.dtype)
             for name, old in self.checkpoint.weights.items()
         }
         return replace(self.checkpoint, weights=weights)
@@ -192,7 +196,7 @@ class HookedACT(HookedRootModule):
         action: Float[Tensor, "batch chunk joint"] | None = None,
         action_is_pad: Bool[Tensor, "batch chunk"] | None = None,
     ) -> Actions:
-        """The action chunk for each observation, in dataset units.
+        """The action chunk for each observation, in dataset units and float32 at least.
 
         Args:
             observation: LeRobot's keys, uint8 or float images, batched or single (a batch of one).
@@ -303,7 +307,8 @@ class HookedACT(HookedRootModule):
         """
         if not self.config.use_vae:
             raise SceneError("This policy was trained without a CVAE: it has no posterior.")
-        action = action.to(self.action_head.weight)
+        like = self.action_head.weight
+        action = action.to(like.device, torch.promote_types(like.dtype, torch.float32))
         action = action[None] if action.ndim == 2 else action
         needed = (inputs.batch_size, self.config.chunk, self.config.action_dim)
         if action.shape != needed:
@@ -315,7 +320,7 @@ class HookedACT(HookedRootModule):
                 f"action_is_pad has shape {tuple(action_is_pad.shape)}; it must be {needed[:2]}."
             )
         action_is_pad = action_is_pad.reshape(needed[:2]).to(action.device)
-        action = self.normalizer.normalize(ACTION_KEY, action)
+        action = self.normalizer.normalize(ACTION_KEY, action).to(like.dtype)
         parameters = self.vae.posterior(action, action_is_pad, inputs.state)
         self.forward_count += 1
         return parameters
@@ -411,6 +416,22 @@ class HookedACT(HookedRootModule):
             store, self.hook_dict, self.hook_aliases, self.tokens, not remove_batch_dim
         )
 
+    def cache_bytes(self, names_filter: NamesFilter = None, *, rows: int = 1) -> int:
+        """The memory that `run_with_cache` will hold for a batch of `rows`, without running it.
+
+        Exactly `ActivationCache.nbytes`: memory that several activations share counts once. Hooks
+        that are attached to the model are left aside.
+
+        Raises:
+            HookNameError: if `names_filter` selects nothing.
+            HookNeverFired: if a name that was asked for exactly is not reached at inference.
+            SceneError: if `rows` is not positive.
+        """
+        kept = (
+            value.untyped_storage() for value in dry_run(self, names_filter, rows=rows).values()
+        )
+        return sum({memory._cdata: memory.nbytes() for memory in kept}.values())
+
     @property
     def fused_attention(self) -> bool:
         """Whether blocks nobody looks into use fused attention (equal to float rounding).
@@ -426,11 +447,6 @@ class HookedACT(HookedRootModule):
                 module.fused = fused
 
 
-def _require_device(device: torch.device | str) -> None:
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch raises all three
-        raise DeviceError(
-            f"{str(device)!r} is no device that can be used here "
-            f"({clean_text(error, limit=80)}); 'cpu' always can."
-        ) from error
+def _as_in_file(value: Tensor, dtype: torch.dtype) -> Tensor:
+    stored = value.to(dtype)
+    return stored if torch.equal(stored.to(value.dtype), value) else value.float()

@@ -53,9 +53,9 @@ class TemporalEnsemble:
     LeRobot's order of operations, so that rounding agrees with it.
     """
 
-    def __init__(self, coefficient: float, chunk: int):
-        self._weights = torch.exp(-coefficient * torch.arange(chunk))
-        self._cumulative = torch.cumsum(self._weights, 0)
+    def __init__(self, coefficient: float):
+        self._coefficient = coefficient
+        self._weights = self._cumulative = torch.ones(0)
         self._mean: Chunk | None = None
         self._count = torch.ones(0, 1, dtype=torch.long)
 
@@ -68,13 +68,16 @@ class TemporalEnsemble:
         """Blend a new inference into what earlier ones predicted for the same control steps."""
         length = chunk.shape[1]
         if self._mean is None:
+            # At least LeRobot's float32; float64 actions keep their digits.
+            precision = torch.promote_types(chunk.dtype, torch.float32)
+            weights = torch.exp(-self._coefficient * torch.arange(length, dtype=precision))
+            self._weights = weights.to(chunk.device)
+            self._cumulative = torch.cumsum(weights, 0).to(chunk.device)
             self._mean = chunk.clone()
             self._count = torch.ones(length, 1, dtype=torch.long, device=chunk.device)
             return
-        weights = self._weights.to(chunk.device)
-        cumulative = self._cumulative.to(chunk.device)
-        mean = self._mean * cumulative[self._count - 1]
-        mean = (mean + chunk[:, :-1] * weights[self._count]) / cumulative[self._count]
+        mean = self._mean * self._cumulative[self._count - 1]
+        mean = (mean + chunk[:, :-1] * self._weights[self._count]) / self._cumulative[self._count]
         self._mean = torch.cat([mean, chunk[:, -1:]], 1)
         count = (self._count + 1).clamp(max=length)
         self._count = torch.cat([count, torch.ones_like(count[-1:])])
@@ -90,4 +93,4 @@ def new_queue(config: ACTConfig) -> ActionQueue | TemporalEnsemble:
     """An empty queue of the kind that the policy's configuration asks for."""
     if config.temporal_ensemble_coeff is None:
         return ActionQueue(config.n_action_steps)
-    return TemporalEnsemble(config.temporal_ensemble_coeff, config.chunk)
+    return TemporalEnsemble(config.temporal_ensemble_coeff)

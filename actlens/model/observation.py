@@ -67,24 +67,28 @@ def prepare(
         SceneError: naming the key and what is wrong with its shape, dtype or values.
     """
     entries = read_entries(observation, config)
+    # 16 bits come after normalisation: before it, they would round degrees and not deviations.
+    fine = {"device": like.device, "dtype": torch.promote_types(like.dtype, torch.float32)}
     images = tuple(
-        normalizer.normalize(camera.key, _image(camera.key, entries[camera.key], like))
-        for camera in config.cameras
+        normalizer.normalize(key, _image(key, entries[key], **fine)).to(like.dtype)
+        for key in (camera.key for camera in config.cameras)
     )
     state, env_state = (
-        normalizer.normalize(key, _vector(key, entries[key], like)) if key in entries else None
+        normalizer.normalize(key, _vector(key, entries[key], **fine)).to(like.dtype)
+        if key in entries
+        else None
         for key in (STATE_KEY, config.env_state_key)
     )
     return Inputs(images, state, env_state, len(next(iter(entries.values()))))
 
 
-def _image(key: str, image: Tensor, like: Tensor) -> Tensor:
+def _image(key: str, image: Tensor, *, device: torch.device, dtype: torch.dtype) -> Tensor:
     """The image in 0..1."""
     if image.dtype == torch.uint8:
-        return image.to(like.device).to(like.dtype) / 255
+        return image.to(device).to(dtype) / 255
     if not image.is_floating_point():
         raise SceneError(f"{key} holds {image.dtype}; pass uint8, or floats in 0..1.")
-    image = image.to(like, copy=True)  # what is cached must not follow the caller's edits
+    image = image.to(device, dtype, copy=True)  # what is cached must not follow the caller's edits
     low, high = image.min(), image.max()
     if not (low >= 0 and high <= 1):
         raise SceneError(
@@ -94,8 +98,8 @@ def _image(key: str, image: Tensor, like: Tensor) -> Tensor:
     return image
 
 
-def _vector(key: str, value: Tensor, like: Tensor) -> Tensor:
-    value = value.to(like, copy=True)
+def _vector(key: str, value: Tensor, *, device: torch.device, dtype: torch.dtype) -> Tensor:
+    value = value.to(device, dtype, copy=True)
     if not torch.isfinite(value).all():
         raise SceneError(f"{key} holds NaN or infinite values.")
     return value

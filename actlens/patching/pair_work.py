@@ -33,10 +33,21 @@ class PolicyFiles:
     """A bundled name, a path that all workers know, or a hub id."""
     revision: str | None = None
     device: str = "cpu"
+    cameras: tuple[str, ...] = ()
+    """With `image_size` and `n_heads`, what an original ACT's files do not say."""
+    image_size: tuple[int, int] | None = None
+    n_heads: int | None = None
 
     def load(self) -> HookedACT:
         """The policy, in eval mode."""
-        return HookedACT.from_pretrained(self.path, revision=self.revision, device=self.device)
+        return HookedACT.from_pretrained(
+            self.path,
+            revision=self.revision,
+            device=self.device,
+            cameras=self.cameras or None,
+            image_size=self.image_size,
+            n_heads=self.n_heads,
+        )
 
 
 @dataclass(frozen=True)

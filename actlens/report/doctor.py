@@ -26,7 +26,7 @@ def render(diagnosis: Diagnosis) -> RenderableType:
     table = Table.grid(padding=(0, 1))
     table.add_column(no_wrap=True)
     table.add_column(no_wrap=True)
-    table.add_column()
+    table.add_column(overflow="fold")
     for finding in findings:
         mark, style = _MARKS[finding.severity]
         what = Text(plain(finding.what))

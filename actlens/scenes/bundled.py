@@ -164,7 +164,7 @@ def _table(scenes: Sequence[Scene], shapes: Shapes) -> "pa.Table":
 
     columns: dict[str, list] = {
         key: [
-            encode_png(value.numpy()) if len(shape) == 3 else value.tolist()
+            encode_png(value.numpy(force=True)) if len(shape) == 3 else value.tolist()
             for value in (scene.observation[key] for scene in scenes)
         ]
         for key, shape in shapes.items()

@@ -319,13 +319,19 @@ def original_name(name):
     )
 
 
-def original_state(tensors, *, decoder_layers=7):
-    """The state dict that tonyzhaozh/act would save for these weights, with its dead parts."""
+def original_state(tensors, *, trained=1):
+    """The state dict that tonyzhaozh/act would save for these weights, with its dead parts.
+
+    It builds seven decoder layers; only the first `trained` ones have moved biases.
+    """
     generator = torch.Generator().manual_seed(2)
     state = {f"model.{original_name(name)}": tensor for name, tensor in tensors.items()}
-    for layer in range(1, decoder_layers):
+    for layer in range(1, 7):
         for name, shape in decoder_layer(f"transformer.decoder.layers.{layer}").items():
-            state[f"model.{name}"] = torch.randn(shape, generator=generator)
+            zero_at_first = "norm" in name or "attn" in name
+            dead = layer >= trained and zero_at_first and name.endswith("bias")
+            noise = torch.randn(shape, generator=generator)
+            state[f"model.{name}"] = torch.zeros(shape) if dead else noise
     for name, shape in linear("is_pad_head", 8, 1).items():
         state[f"model.{name}"] = torch.randn(shape, generator=generator)
     return state

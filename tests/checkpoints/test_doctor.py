@@ -190,11 +190,35 @@ def test_an_original_without_camera_names_is_examined_with_made_up_ones(original
     assert any("numbers are dead: decoder layers 1 to 6" in note for note in notes)
 
 
-def test_an_original_with_camera_names_and_all_layers_has_no_dead_ones(original):
-    diagnosis = diagnose(original, cameras=["top"], n_heads=2, decoder_layers_used="all")
+def test_an_original_with_camera_names_and_all_layers_has_no_dead_ones(camera_weights, tmp_path):
+    state = folders.original_state({k: v.float() for k, v in camera_weights.items()}, trained=7)
+    folder = folders.write_original(tmp_path / "fork", state)
+    diagnosis = diagnose(folder, cameras=["top"], n_heads=2)
     assert diagnosis.healthy
     notes = texts(diagnosis, Severity.NOTE)
+    assert any("all 7 decoder layers count" in note for note in notes)
     assert not any("made-up" in note or "are dead" in note for note in notes)
+
+
+def test_dead_layers_of_an_original_counted_as_live_are_an_error(original):
+    diagnosis = diagnose(original, cameras=["top"], n_heads=2, decoder_layers_used="all")
+    (error,) = diagnosis.of(Severity.ERROR)
+    assert "layers 1 to 6 of 7 were never trained" in error.what
+
+
+def test_dead_layers_of_an_original_in_a_lerobot_folder_are_an_error(tmp_path):
+    """Its seven layers taken over one by one: LeRobot would run them all."""
+    folder = folders.write_processors_layout(tmp_path / "p", n_decoder_layers=7)
+    tensors = folders.weights()
+    for layer in range(1, 7):
+        for name, shape in folders.decoder_layer(f"decoder.layers.{layer}").items():
+            is_bias = name.endswith("bias") and "linear" not in name
+            tensors[name] = torch.zeros(shape) if is_bias else torch.randn(shape)
+    folders.write_weights(folder, tensors)
+    (error,) = diagnose(folder).of(Severity.ERROR)
+    assert (error.where, "layers 1 to 6 of 7 were never trained" in error.what) == ("decoder", True)
+    with pytest.raises(CheckpointError, match="scramble every action"):
+        load_checkpoint(folder)
 
 
 def test_an_original_with_an_evil_pickle_is_an_error(tmp_path):

@@ -44,10 +44,11 @@ def test_sizes_are_inferred_and_names_mapped(original_folder, camera_weights):
         assert torch.equal(tensor, camera_weights[name].float()), name
 
 
-def test_by_default_the_first_decoder_layer_lives_and_the_rest_is_kept_aside(
-    original_folder, state
+@pytest.mark.parametrize("asked", [None, "first"])
+def test_the_first_decoder_layer_lives_and_untrained_ones_are_kept_aside(
+    asked, original_folder, state
 ):
-    checkpoint = load_checkpoint(original_folder, **OPTIONS)
+    checkpoint = load_checkpoint(original_folder, decoder_layers_used=asked, **OPTIONS)
     assert checkpoint.config.n_decoder_layers == 1
     layers = {name.split(".")[2] for name in checkpoint.dead_weights if name.startswith("decoder")}
     assert layers == set("123456")
@@ -55,14 +56,55 @@ def test_by_default_the_first_decoder_layer_lives_and_the_rest_is_kept_aside(
     name = "layers.3.linear1.bias"
     theirs = state[f"model.transformer.decoder.{name}"]
     assert torch.equal(checkpoint.dead_weights[f"decoder.{name}"], theirs)
-    assert any('decoder_layers_used="all"' in note for note in checkpoint.notes)
+    assert any("layers 1 to 6 of 7 are dead" in note for note in checkpoint.notes)
 
 
-def test_forks_that_used_the_last_layer_can_say_so(original_folder):
-    checkpoint = load_checkpoint(original_folder, decoder_layers_used="all", **OPTIONS)
+def trained_up_to(tmp_path, weights, layer):
+    state = folders.original_state({k: v.float() for k, v in weights.items()}, trained=layer)
+    return rewritten(tmp_path, state)
+
+
+@pytest.mark.parametrize("asked", [None, "all", DecoderLayersUsed.ALL])
+def test_a_fork_that_used_the_last_layer_is_known_by_its_biases(asked, camera_weights, tmp_path):
+    folder = trained_up_to(tmp_path, camera_weights, 7)
+    checkpoint = load_checkpoint(folder, decoder_layers_used=asked, **OPTIONS)
     assert checkpoint.config.n_decoder_layers == 7
     assert checkpoint.dead_weights.keys() == {"is_pad_head.weight", "is_pad_head.bias"}
-    assert DecoderLayersUsed("all") is DecoderLayersUsed.ALL
+    assert any("all 7 decoder layers count" in note for note in checkpoint.notes)
+
+
+def test_a_fork_that_used_a_layer_in_between_is_known_too(camera_weights, tmp_path):
+    checkpoint = load_checkpoint(trained_up_to(tmp_path, camera_weights, 3), **OPTIONS)
+    assert checkpoint.config.n_decoder_layers == 3
+    assert any("layers 3 to 6 of 7 are dead" in note for note in checkpoint.notes)
+
+
+def test_dead_layers_are_not_counted_as_live(original_folder):
+    with pytest.raises(CheckpointError, match=r"layers 1 to 6 of 7 were never trained"):
+        load_checkpoint(original_folder, decoder_layers_used="all", **OPTIONS)
+
+
+def test_live_layers_are_not_left_out(camera_weights, tmp_path):
+    folder = trained_up_to(tmp_path, camera_weights, 7)
+    with pytest.raises(CheckpointError, match=r"layers 1 to 6 of 7 were trained"):
+        load_checkpoint(folder, decoder_layers_used="first", **OPTIONS)
+
+
+def untrained(state):
+    """As before the first step of training: no bias that starts at zero has moved."""
+    return {
+        key: torch.zeros_like(tensor)
+        if ".decoder.layers." in key and ("norm" in key or "attn" in key) and "bias" in key
+        else tensor
+        for key, tensor in state.items()
+    }
+
+
+@pytest.mark.parametrize(("asked", "layers"), [(None, 1), ("first", 1), ("all", 7)])
+def test_before_any_training_what_is_asked_for_decides(asked, layers, state, tmp_path):
+    folder = rewritten(tmp_path, untrained(state))
+    checkpoint = load_checkpoint(folder, decoder_layers_used=asked, **OPTIONS)
+    assert checkpoint.config.n_decoder_layers == layers
 
 
 def test_normalisation_is_the_originals(original_folder):
@@ -127,6 +169,8 @@ def test_wrong_numbers_of_heads_are_refused(original_folder):
 def test_options_of_the_original_are_refused_for_lerobot_folders(folder):
     with pytest.raises(CheckpointError, match=r"its config.json says its cameras, n_heads"):
         load_checkpoint(folder, cameras=CAMERAS, n_heads=8)
+    with pytest.raises(CheckpointError, match=r"its config.json says its decoder_layers_used"):
+        load_checkpoint(folder, decoder_layers_used="all")
 
 
 def test_equal_backbones_of_act_plus_plus_become_one(state, tmp_path):

@@ -67,6 +67,33 @@ def test_dtypes_are_kept(dtype, folder, tmp_path):
     assert_same(first, load_checkpoint(save_checkpoint(first, tmp_path / "saved")))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_edit_too_small_for_16_bits_is_saved_whole_and_the_rest_as_it_was(
+    dtype, folder, tmp_path
+):
+    from actlens.model.act import HookedACT
+
+    folders.write_weights(folder, folders.weights(dtype))
+    model = HookedACT.from_pretrained(folder)
+    with torch.no_grad():
+        model.decoder[0].mlp.W_out.mul_(1 + 1e-6)
+    again = HookedACT.from_pretrained(model.save_pretrained(tmp_path / "edited"))
+    assert again.state_dict().keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    kept = {name for name, tensor in again.checkpoint.weights.items() if tensor.dtype is dtype}
+    assert again.checkpoint.weights.keys() - kept == {"decoder.layers.0.linear2.weight"}
+
+
+def test_a_float64_network_keeps_every_digit_of_float64_weights(folder):
+    from actlens.model.act import HookedACT
+
+    checkpoint = load_checkpoint(folder)
+    exact = {name: tensor.double() * (1 + 1e-12) for name, tensor in checkpoint.weights.items()}
+    model = HookedACT.from_checkpoint(replace(checkpoint, weights=exact), dtype=torch.float64)
+    assert torch.equal(model.action_head.weight, exact["action_head.weight"])
+
+
 def test_a_saved_lerobot_checkpoint_has_lerobots_own_bytes(camera_folder, tmp_path):
     saved = save_checkpoint(load_checkpoint(camera_folder), tmp_path / "saved")
     for name in ("model.safetensors", PRE_STATE, POST_STATE):

@@ -7,7 +7,8 @@ Usage: python lerobot_forward.py OUT_DIR. Writes OUT_DIR/CASE.safetensors with
     eval.MODULE   output of every module in eval mode (repeated calls: MODULE#1, …)
     eval.actions  the actions
     train.*       the same in training mode (dropout 0), where the CVAE runs; train.latent is its z
-    grad.NAME     gradients of sum(actions * input.cotangent) in training mode with that z
+    grad.NAME     gradients in training mode of sum(actions * input.cotangent) with that z, and for
+                  the CVAE encoder of the weighted sum (input.cotangent_latent) of z's parameters
 """
 
 import sys
@@ -89,10 +90,10 @@ def record(model, batch):
             lambda module, args: latent.update(z=args[0].detach().clone())
         )
     )
-    actions, _ = model(batch)
+    actions, parameters = model(batch)
     for handle in handles:
         handle.remove()
-    return actions, outputs, latent["z"]
+    return actions, parameters, outputs, latent["z"]
 
 
 def main(out):
@@ -126,15 +127,15 @@ def main(out):
 
         model.eval()
         with torch.no_grad():
-            actions, outputs, _ = record(model, batch)
+            actions, _, outputs, _ = record(model, batch)
         saved |= {f"eval.{key}": value for key, value in outputs.items()}
         saved["eval.actions"] = actions.contiguous()
 
         model.train()
-        actions, outputs, latent = record(
+        actions, parameters, outputs, latent = record(
             model, batch | {"action": action, "action_is_pad": is_pad}
         )
-        (actions * cotangent).sum().backward()
+        (actions * cotangent).sum().backward(retain_graph=True)
         saved |= {f"train.{key}": value for key, value in outputs.items()}
         saved |= {"train.actions": actions.detach().contiguous(), "train.latent": latent}
         saved |= {
@@ -142,6 +143,16 @@ def main(out):
             for key, parameter in model.named_parameters()
             if parameter.grad is not None and not key.startswith("vae_")
         }
+        if spec["use_vae"]:
+            model.zero_grad()
+            weight = rand(n, 2 * spec["latent_dim"])
+            (torch.cat(parameters, -1) * weight).sum().backward()
+            saved["input.cotangent_latent"] = weight
+            saved |= {
+                f"grad.{key}": parameter.grad.clone()
+                for key, parameter in model.named_parameters()
+                if key.startswith("vae_")
+            }
         save_file(saved, out / f"{name}.safetensors")
 
 
