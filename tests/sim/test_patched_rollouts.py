@@ -1,6 +1,7 @@
 """From a patching sweep to rollouts to a report, on a small policy that sees."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -87,12 +88,12 @@ def shown(renderable):
     return out.getvalue()
 
 
-def test_the_report_fits_80_columns_and_says_what_was_found(patched, tmp_path):
+def test_the_report_fits_80_columns_and_says_what_was_found(patched):
     summary, correction = patched.closed_loop.summary(), patched.correction.summary()
     text = shown(
         render_closed_loop(
             summary, correction, policy="tiny", steps=8, facts=[("run", "now")],
-            files=[tmp_path / "film.mp4"], next_steps=["more"],
+            files=[Path("runs/film.mp4")], next_steps=["more"],
         )
     )  # fmt: skip
     assert max(map(len, text.splitlines())) <= 80
