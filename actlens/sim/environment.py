@@ -2,6 +2,7 @@
 
 import weakref
 from importlib import resources
+from importlib.util import find_spec
 from typing import Any
 
 import gymnasium
@@ -179,6 +180,9 @@ class PickCube(gymnasium.Env):
     def _start_renderer(self) -> mujoco.Renderer:
         if not hasattr(mujoco, "GLContext") or not hasattr(mujoco, "Renderer"):
             raise graphics.missing_libraries("MuJoCo was imported without OpenGL")
+        if find_spec("triton") is not None:
+            # torchvision loads Triton, whose LLVM crashes the process if it comes after Mesa's.
+            import triton  # noqa: F401
         try:
             renderer = mujoco.Renderer(self._model, self.height, self.width)
         except (ImportError, RuntimeError, AttributeError, mujoco.FatalError) as error:

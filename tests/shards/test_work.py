@@ -159,7 +159,7 @@ def test_workers_that_dropped_a_unit_are_out_of_reach(run):
         complete(run, PLAN.units, compute, Dropping())
 
 
-@pytest.mark.parametrize("engine", [Threads(1), Threads(2)], ids=repr)
+@pytest.mark.parametrize("engine", [Threads(1), Threads(2)], ids=["one thread", "two threads"])
 def test_ctrl_c_keeps_what_is_done_and_the_run_goes_on(run, expected, engine):
     def interrupt(progress):
         if progress.done == 3:

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-import torchvision  # noqa: F401  (its Triton crashes if it is loaded after the renderer's LLVM)
 
 from actlens.config import ENV_STATE_KEY, ACTConfig
 from actlens.model.act import HookedACT

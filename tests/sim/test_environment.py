@@ -1,6 +1,8 @@
 """PickCube: Gymnasium's contract, determinism, and what `info` says of the world."""
 
 import hashlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -163,3 +165,14 @@ def test_info_tells_touch_from_grasp_from_lift(physics):
     for facts in story:
         assert facts["is_grasped"] == (facts["fixed_jaw_touches"] and facts["moving_jaw_touches"])
     np.testing.assert_allclose(story[-1]["tip"][:2], story[-1]["cube"][:2], atol=0.012)
+
+
+def test_a_policy_can_be_loaded_after_a_picture_was_drawn(renderer):
+    script = (
+        "from actlens.sim.environment import PickCube; env = PickCube(height=24, width=32); "
+        "env.reset(seed=0); env.close(); import torchvision; print('alive')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "alive\n"), done.stderr
