@@ -20,11 +20,14 @@ from actlens.scene import stack as stack
 from actlens.tokens import TokenMap as TokenMap
 
 if TYPE_CHECKING:
+    from actlens.attribution import attribute_pairs as attribute_pairs
     from actlens.patching import Direction as Direction
     from actlens.patching import PatchingResult as PatchingResult
     from actlens.patching import patch_pairs as patch_pairs
     from actlens.scenes.bundled import load_pairs as load_pairs
     from actlens.scenes.dataset import open_dataset as open_dataset
+    from actlens.store import open_activations as open_activations
+    from actlens.store import write_activations as write_activations
 
 __version__ = "0.1.0"
 
@@ -35,6 +38,9 @@ _LAZY = {
     "patch_pairs": "actlens.patching",
     "load_pairs": "actlens.scenes.bundled",
     "open_dataset": "actlens.scenes.dataset",
+    "attribute_pairs": "actlens.attribution",
+    "open_activations": "actlens.store",
+    "write_activations": "actlens.store",
 }
 
 

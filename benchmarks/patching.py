@@ -37,6 +37,9 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from actlens.allocator import keep_freed_memory
+from actlens.attribution.cost import cost_in_forwards
+from actlens.attribution.cuts import START, cuts_of
+from actlens.attribution.estimates import attribute
 from actlens.config import STATE_KEY, ACTConfig, Camera
 from actlens.interventions import (
     Constant,
@@ -51,6 +54,7 @@ from actlens.interventions import (
     run_within,
 )
 from actlens.interventions.closed_form import last_neurons
+from actlens.interventions.network import TOKEN_POS
 from actlens.matmul import fastest_float32_matmul
 from actlens.model.act import HookedACT
 from actlens.scene import Observation
@@ -397,6 +401,33 @@ def within(sizes: Sizes) -> list[Row]:
     return rows
 
 
+def attributions(case: Case, naive: float) -> list[Row]:
+    """Every site estimated from one forward and one backward, against the transformer's forward."""
+    model, (corrupt, clean) = case.model, case.runs
+    cuts = cuts_of(model)
+    goal = clean.actions - corrupt.actions
+    share = lambda actions: ((actions - corrupt.actions) * goal).sum() / goal.square().sum()
+    forward = lambda: model.resume_normalized(corrupt[START], corrupt[TOKEN_POS][0], layer=0)
+    n_all = len(case.streams) * len(model.tokens)
+    rows = []
+    for qk_fix, goal_text in ((False, "<= 2.2 forwards"), (True, "")):
+        work = lambda fix=qk_fix: attribute(model, corrupt, clean, cuts, share, qk_fix=fix)
+        with torch.no_grad():
+            plain = min(cpu_seconds(forward)[0] for _ in range(3))
+        seconds = min(cpu_seconds(work)[0] for _ in range(3))
+        count = cost_in_forwards(model, corrupt, work)
+        rows.append(
+            Row(
+                f"all sites{', softmax exact' if qk_fix else ''}",
+                seconds,
+                naive * n_all / seconds,
+                goal_text,
+                f"{count:.2f} forwards of the transformer in FLOP, {seconds / plain:.2f} in time",
+            )
+        )
+    return rows
+
+
 def caches(case: Case) -> list[Row]:
     """What keeping activations costs, in turn with plain forwards."""
     residual = [name for name in case.model.hook_dict if "hook_resid" in name]
@@ -449,6 +480,7 @@ def measure(sizes: Sizes) -> dict[str, list[Row]]:
     return {
         "Every token at every depth, 602 tokens": table,
         "Every neuron of the decoder MLP": neurons(case, naive),
+        "Attribution patching": attributions(case, naive),
         "A trained policy, 162 tokens": within(sizes),
         "Caches": caches(case),
         "Memory": [peak_memory(sizes)],

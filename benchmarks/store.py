@@ -187,6 +187,8 @@ def random_access(folder: Path, sizes: Sizes, *, cold: bool) -> float:
     chosen = np.random.default_rng(0).integers(0, sizes.scenes, sizes.random_scenes)
     values = open_activations(folder)[ADDRESS]
     taken = []
+    if not cold:
+        _ = values[chosen]
     for scene in chosen:
         if cold:
             drop_from_memory(folder)

@@ -24,6 +24,7 @@ from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import Console
@@ -236,16 +237,20 @@ def folder_of(config: Config) -> Path:
 
 
 def write_files(
-    result: PatchingResult, model: HookedACT, origin: dict, folder: Path
+    result: PatchingResult,
+    table: pd.DataFrame,
+    joints: pd.DataFrame,
+    model: HookedACT,
+    origin: dict,
+    folder: Path,
 ) -> tuple[Path, ...]:
-    """Tables, pictures and provenance of a run."""
+    """Tables (`result.frame()` and `joints()` among them), pictures and provenance of a run."""
     folder.mkdir(parents=True, exist_ok=True)
-    table = result.frame()
     table.to_csv(folder / "sites.csv", index=False)
     table.to_parquet(folder / "sites.parquet", index=False)
     write_per_pair(result, folder / "per_pair.parquet")
     written = ["sites.csv", "sites.parquet", "per_pair.parquet", "joints.parquet"]
-    result.joints().to_parquet(folder / "joints.parquet", index=False)
+    joints.to_parquet(folder / "joints.parquet", index=False)
     if result.options.by_position:
         result.chunk_positions().to_parquet(folder / "chunk_positions.parquet", index=False)
         written.append("chunk_positions.parquet")
@@ -276,8 +281,8 @@ def show(
     rolled: RolledOut | None = None,
 ) -> None:
     """Write a run's files, and print the report or the JSON."""
-    files = write_files(result, model, origin, folder)
-    frame = result.frame()
+    frame, joints = result.frame(), result.joints()
+    files = write_files(result, frame, joints, model, origin, folder)
     if config.json:
         rows = json.loads(frame.to_json(orient="records"))
         content = {"sites": rows, "provenance": origin} | (rolled.rows() if rolled else {})
@@ -290,7 +295,7 @@ def show(
         render_patching(
             result,
             frame,
-            joints=result.joints(),
+            joints=joints,
             policy=describe(model, config.policy.path),
             facts=[("run", took)],
             files=files,

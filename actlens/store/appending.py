@@ -14,8 +14,8 @@ from actlens.store.records import ShardRecord, append_record, shard_file
 from actlens.store.scene_tensors import LABEL_PREFIX
 from actlens.store.shard_file import Entry, new_shard
 
-_FINISHING_AT_ONCE = 2
-"""A checksum keeps one core as busy as a fast disk keeps writing: two of them keep up with it."""
+_FINISHING_AT_ONCE = 4
+"""A checksum takes a core as long as a fast disk takes to write: several at once keep up."""
 
 
 @dataclass(frozen=True)
