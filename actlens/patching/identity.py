@@ -1,17 +1,18 @@
 """Which policy and which code a patched number comes from, as hashes."""
 
 import hashlib
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-import actlens
 from actlens.model.act import HookedACT
 from actlens.shards import source_hash, to_tree
 from actlens.shards.keys import canonical
 
 _NO_PART_IN_PATCHING = (
-    "__main__", "attribution", "doctor", "interop", "provenance", "report", "sim", "store", "train",
+    "__main__", "attribution", "doctor", "interop", "keyvalue", "provenance", "report", "rome",
+    "sim", "store", "train",
 )  # fmt: skip
 """Modules of actlens on which no patched number depends."""
 
@@ -39,7 +40,7 @@ def model_hash(model: HookedACT) -> str:
 def code_version() -> dict[str, str]:
     """What computes: actlens, its source as it is on the disk, and torch."""
     return {
-        "actlens": actlens.__version__,
-        "source": source_hash(Path(actlens.__file__).parent, without=_NO_PART_IN_PATCHING),
+        "actlens": version("hooked-act"),
+        "source": source_hash(Path(__file__).parents[1], without=_NO_PART_IN_PATCHING),
         "torch": torch.__version__,
     }
