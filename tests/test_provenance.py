@@ -51,10 +51,10 @@ def test_the_command_can_be_pasted_into_a_shell(model, monkeypatch):
 
 
 def test_home_and_working_folder_are_left_out(model, monkeypatch, tmp_path):
-    (tmp_path / "work").mkdir()
+    (tmp_path / "place").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setattr(sys, "argv", ["x", f"--a={tmp_path}/home/b", f"--c={tmp_path}/work/d"])
+    monkeypatch.chdir(tmp_path / "place")
+    monkeypatch.setattr(sys, "argv", ["x", f"--a={tmp_path}/home/b", f"--c={tmp_path}/place/d"])
     said = provenance(model, Options(tmp_path / "home" / "data"), seconds=0, facts={})
     assert said["command"].endswith("--a=b --c=d")
     assert said["config"]["dataset"] == "data"
