@@ -17,8 +17,7 @@ from actlens.errors import SceneError
 from actlens.model.act import HookedACT
 from actlens.model.lerobot_names import from_lerobot
 from actlens.normalization import Affine, NormalizationMode
-from actlens.patching import SweepOptions, patch_pairs
-from actlens.patching import identity as identity_module
+from actlens.patching import SweepOptions, identity, large, patch_pairs
 from actlens.patching.identity import code_version, model_hash
 from actlens.patching.large import (
     patch_into,
@@ -253,7 +252,7 @@ def test_other_pairs_another_policy_and_other_code_get_no_such_folder(
         other.action_head.bias[0] += 1e-6
     with pytest.raises(RunError, match="policy is"):
         patch_pairs_in(tmp_path, other, pairs, options=WITHIN)
-    monkeypatch.setattr(identity_module, "source_hash", lambda *_, **__: "0")
+    monkeypatch.setattr(large, "code_version", lambda: {**code_version(), "source": "0"})
     with pytest.raises(RunError, match=r"code\.source is"):
         patch_pairs_in(tmp_path, model, pairs, options=WITHIN)
 
@@ -306,7 +305,7 @@ def test_the_codes_hash_covers_every_module_that_patching_imports():
     graph = grimp.build_graph("actlens", exclude_type_checking_imports=True)
     used = graph.find_upstream_modules("actlens.patching.pair_work")
     left_out = {name.split(".")[1] for name in used if "." in name}
-    assert not left_out & set(identity_module._NO_PART_IN_PATCHING)
+    assert not left_out & set(identity._NO_PART_IN_PATCHING)
     assert len(code_version()["source"]) == 64
 
 
@@ -349,6 +348,7 @@ def test_what_a_sweep_looks_at_decides_a_pairs_hash():
     assert pair_hash(replace(pair(0), differs_in="else")) in hashes
 
 
+@pytest.mark.slow
 def test_one_process_and_two_give_the_same_bytes(model, pairs, policy, whole, tmp_path):
     plan = plan_patching(model, pairs, options=WITHIN)
     work = lambda shard, n: patch_into(
@@ -361,6 +361,7 @@ def test_one_process_and_two_give_the_same_bytes(model, pairs, policy, whole, tm
     assert files(tmp_path) == whole
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_that_loses_a_worker_gives_the_same_bytes(
     model, pairs, policy, whole, tmp_path
 ):

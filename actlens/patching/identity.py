@@ -1,6 +1,8 @@
 """Which policy and which code a patched number comes from, as hashes."""
 
 import hashlib
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -37,8 +39,9 @@ def model_hash(model: HookedACT) -> str:
     return digest.hexdigest()
 
 
-def code_version() -> dict[str, str]:
-    """What computes: actlens, its source as it is on the disk, and torch."""
+@cache
+def code_version() -> Mapping[str, str]:
+    """What computes: actlens, its source when this process first asked, and torch."""
     return {
         "actlens": version("hooked-act"),
         "source": source_hash(Path(__file__).parents[1], without=_NO_PART_IN_PATCHING),

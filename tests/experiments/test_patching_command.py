@@ -323,6 +323,7 @@ def is_running(pid):
     return status.exists() and status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
+@pytest.mark.slow
 def test_a_killed_run_leaves_no_worker_and_goes_on_to_the_same_tables(policy, run, tmp_path):
     folder = tmp_path / "killed"
     with (tmp_path / "errors").open("wb") as errors:
