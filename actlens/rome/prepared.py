@@ -66,7 +66,7 @@ def prepare(
     if not requests:
         raise EditError("There is no request: say what the policy should do, and where.")
     if model.training:
-        raise EditError("The model is in training mode, where dropout is random: call eval().")
+        raise EditError("The model is in training mode, where dropout is random: call `eval()`.")
     site = MLPSite.of(model, block)
     jitter = jitter or Jitter()
     runs = SiteRuns.of(model, site, [request.scene for request in requests])

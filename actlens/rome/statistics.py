@@ -102,7 +102,7 @@ def key_statistics(
     """
     site = MLPSite.of(model, block)
     if model.training:
-        raise EditError("The model is in training mode, where dropout is random: call eval().")
+        raise EditError("The model is in training mode, where dropout is random: call `eval()`.")
     generator = torch.Generator().manual_seed(seed)
     moments = EpisodeMoments(site.layer(model).weight)
     sample = KeySample(SAMPLE_SIZE, generator)

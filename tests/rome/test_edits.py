@@ -230,7 +230,7 @@ def test_requests_that_make_no_sense_are_errors(policy, metric, statistics, buil
             make_edit(policy, [request], metric)
     with pytest.raises(EditError, match="There is no request"):
         make_edit(policy, [], metric)
-    with pytest.raises(EditError, match="call eval"):
+    with pytest.raises(EditError, match="call `eval"):
         make_edit(build().train(), [Request(one, PAN)], metric)
     prepared = prepare(policy, [Request(one, PAN)], "encoder.0")
     with pytest.raises(EditError, match=r"are of decoder\.0; .* for encoder\.0"):

@@ -130,7 +130,7 @@ def test_no_scene_an_episode_in_pieces_and_training_mode_are_errors(policy, buil
     mixed = [scene(0), scene(4), scene(1)]
     with pytest.raises(EditError, match=r"episode .*0.* come in pieces"):
         key_statistics(policy, mixed, "decoder.0")
-    with pytest.raises(EditError, match="call eval"):
+    with pytest.raises(EditError, match="call `eval"):
         key_statistics(build().train(), scenes(24), "decoder.0")
 
 
