@@ -17,7 +17,9 @@ from torch import Tensor
 from actlens.checkpoints.files import read_json
 from actlens.checkpoints.weights import read_header, read_tensors, require_finite, sha256_of
 from actlens.errors import CheckpointError
+from actlens.model.act import HookedACT
 from actlens.rome.errors import EditError
+from actlens.rome.fingerprint import digests_of
 from actlens.rome.mlp_site import MLPSite
 from actlens.rome.record import EditRecord
 from actlens.rome.ridge import RidgeCurve
@@ -51,12 +53,16 @@ def save_statistics(statistics: KeyStatistics, folder: str | Path) -> Path:
     return _write(Path(folder), _STATISTICS, tensors, said)
 
 
-def load_statistics(folder: str | Path) -> KeyStatistics:
-    """Read what `save_statistics` wrote. Whether they fit a policy is asked when they are used.
+def load_statistics(folder: str | Path, *, model: HookedACT | None = None) -> KeyStatistics:
+    """Read what `save_statistics` wrote.
+
+    Args:
+        model: the policy they are for, so that others' are refused at once; else they are when
+            they are used.
 
     Raises:
         CheckpointError: if the files are missing, damaged, or do not belong together.
-        EditError: if they hold something else than key statistics.
+        EditError: if they hold something else than key statistics, or of other weights.
     """
     names = ("moment", "sample", "sampled_from", "action_span")
     tensors, said = _read(Path(folder), _STATISTICS, dict.fromkeys(names, 2))
@@ -67,7 +73,7 @@ def load_statistics(folder: str | Path) -> KeyStatistics:
         raise EditError(f"{folder}: the shapes of the statistics do not fit one another.")
     with _understood(folder):
         curve = RidgeCurve(*(tuple(map(float, said[name])) for name in ("ridges", "drift")))
-        return KeyStatistics(
+        statistics = KeyStatistics(
             MLPSite(clean_text(said["block"])),
             moment,
             sample,
@@ -81,6 +87,10 @@ def load_statistics(folder: str | Path) -> KeyStatistics:
             _hash(said["data_sha256"]),
             clean_text(said["source"]),
         )
+    if model is not None:
+        MLPSite.of(model, statistics.site.block)
+        statistics.require_fits(digests_of(model))
+    return statistics
 
 
 def save_edit(edit: WeightEdit, folder: str | Path) -> Path:

@@ -154,10 +154,13 @@ def apply_edits(model: HookedACT, *edits: WeightEdit) -> Applied:
     digests = dict(digests_of(model))
     start = now = weights_sha256(digests)
     changed: dict[str, _Changed] = {}
+    applied: set[str] = set()
     for edit in edits:
         name = edit.site.matrix
-        if edit.weights_sha256 not in (start, now):
-            raise EditError(_why_not(edit, now))
+        made = edit.edited_sha256
+        if edit.weights_sha256 not in (start, now) or (made in applied and made != start):
+            raise EditError(_why_not(edit, now, applied))
+        applied.add(made)
         weight = MLPSite.of(model, edit.site.block).layer(model).weight
         held = changed.get(name) or _Changed(weight, weight.detach().clone(), weight.detach())
         edited = edit.on(held.after)
@@ -170,9 +173,9 @@ def apply_edits(model: HookedACT, *edits: WeightEdit) -> Applied:
     return Applied(changed)
 
 
-def _why_not(edit: WeightEdit, found: str) -> str:
-    """What to say where an edit was made for another policy than this one."""
-    if found == edit.edited_sha256:
+def _why_not(edit: WeightEdit, found: str, applied: set[str]) -> str:
+    """What to say where an edit is there already, or was made for another policy than this one."""
+    if edit.edited_sha256 in {found, *applied}:
         return f"This edit of {edit.site.block} is applied already: its weights are in place."
     return (
         f"This edit of {edit.site.block} was made for other weights ({edit.weights_sha256[:12]}; "

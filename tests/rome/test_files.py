@@ -110,7 +110,7 @@ def test_an_edit_of_another_shape_or_block_is_refused_before_anything_changes(bu
         (replace(edit, site=replace(edit.site, block="decoder.7")), "no block"),
     ):
         with pytest.raises(EditError, match=message):
-            apply_edits(model, edit, replace(wrong, weights_sha256=edit.weights_sha256))
+            apply_edits(model, edit, replace(wrong, edited_sha256=""))
     assert torch.equal(model.decoder[0].mlp.linear2.weight, before)
     with pytest.raises(EditError, match="no edit to apply"):
         apply_edits(model)

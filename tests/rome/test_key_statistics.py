@@ -212,6 +212,16 @@ def test_saved_statistics_come_back_whole(statistics, tmp_path):
     assert replace(back, **nothing) == replace(statistics, **nothing)
 
 
+def test_loading_refuses_statistics_of_other_weights(statistics, build, tmp_path):
+    folder, model = save_statistics(statistics, tmp_path), build()
+    load_statistics(folder, model=model)
+    model.embed.latent_proj.bias.data += 1
+    with pytest.raises(EditError, match="belong to other weights"):
+        load_statistics(folder, model=model)
+    with pytest.raises(EditError, match="belong to other weights"):
+        load_statistics(folder, model=build(n_encoder_layers=1))
+
+
 def test_damaged_or_mixed_files_are_refused(policy, statistics, tmp_path):
     folder = save_statistics(statistics, tmp_path / "one")
     other = save_statistics(key_statistics(policy, scenes(21), "decoder.0"), tmp_path / "other")
@@ -282,6 +292,21 @@ def test_the_rule_takes_a_ridge_between_overfitting_and_ignoring_the_data():
     assert 1e-8 < curve.chosen < 10.0
     assert at[curve.chosen] <= 1.05 * min(curve.drift)
     assert all(at[r] > 1.05 * min(curve.drift) for r in curve.ridges if r > curve.chosen)
+
+
+def test_of_ridges_that_are_as_good_the_largest_is_taken():
+    assert RidgeCurve((1e-3, 1e-2, 1e-1, 1.0), (1.0, 0.99, 1.03, 1.1)).chosen == 1e-1
+
+
+def test_the_curve_is_that_of_every_other_episode_against_the_rest(policy, statistics):
+    halves = [by_hand(policy, [s for s in scenes(24) if s.episode % 2 == h])[0] for h in (0, 1)]
+    of = statistics.sampled_from[:, 0] % 2
+    expected = held_out_drift(
+        (torch.tensor(halves[0]), torch.tensor(halves[1])),
+        (statistics.sample[of == 0], statistics.sample[of == 1]),
+    )
+    assert statistics.ridge_curve.ridges == expected.ridges
+    np.testing.assert_allclose(statistics.ridge_curve.drift, expected.drift, rtol=1e-3)
 
 
 def test_without_two_episodes_the_ridge_is_the_default(policy):

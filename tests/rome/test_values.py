@@ -1,5 +1,7 @@
 """v*: Jacobians against finite differences, Gauss-Newton and Adam against solvers of others."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -138,6 +140,23 @@ def test_gauss_newton_is_at_its_end_in_a_few_steps(policy, metric):
     assert GaussNewton().solve(problem, readers).n_steps <= 8
     with pytest.raises(EditError, match="cannot be reached"):
         GaussNewton(max_steps=1).solve(problem, readers)
+
+
+def test_out_of_reach_it_comes_as_near_as_can_be_and_says_how_near(policy, metric):
+    """The referee minimises what is missing by trust regions."""
+    request = Request(scene(3), Offset({"pan": 2.4, "lift": -2.4}))
+    problem, readers = problem_of(policy, metric, request)
+    as_write = lambda x: torch.tensor(x).view_as(problem.nothing)
+    nearest = optimize.least_squares(
+        lambda x: problem.missing(as_write(x)).flatten().numpy(),
+        np.zeros(problem.nothing.numel()),
+        jac=lambda x: -jacobian_rows(problem, as_write(x)),
+    )
+    assert np.abs(nearest.fun).max() > 0.1
+    with pytest.raises(EditError, match="cannot be reached") as error:
+        GaussNewton().solve(problem, readers)
+    still = float(re.search(r"still ([\d.]+) standard", str(error.value))[1])
+    assert still == pytest.approx(np.abs(nearest.fun).max(), rel=0.05)
 
 
 def test_too_many_actions_at_once_are_an_error(policy, metric, monkeypatch):
