@@ -130,6 +130,7 @@ def test_two_named_scenes_of_a_dataset_are_patched(policy, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--policy.path=so101-pick-cub"], "so101-pick-cube"),
+        (["--precision=half", "--max-error=0"], "allow an error"),
         (["--scene-a=0:0", "--scene-b=1:0"], "add --dataset.root"),
         (["--dataset.repo_id=so101-pick-cube-5pos", "--scene-a=0:0"], "Give both"),
         (["--dataset.repo_id=so101-pick-cube-5pos", "--scene-a=0:0", "--scene-b=x"], "EPISODE"),
