@@ -12,6 +12,7 @@ from rich.text import Text
 
 from actlens.attribution import AttributionResult, Gradient
 from actlens.metrics import Positions
+from actlens.report.closing import closing
 from actlens.text import clean_text
 
 _TAKEN = {
@@ -63,20 +64,13 @@ def render_attribution(
         if len(rows):
             parts += [Text(), _ranked_table(title, rows)]
     parts += [Text(), Text(_footnote(result, frame, agreement))]
-    if result.left_out:
-        worst = max(effect for _, effect in result.left_out)
-        parts.append(
-            Text(
-                f"! {len(result.left_out)} of {len(result.left_out) + len(result.pairs)} pairs "
-                f"left out: their two actions differ by at most {worst:.3g} (limit "
-                f"{result.options.min_effect:g}, root mean square in dataset units)",
-                style="yellow",
-            )
-        )
-    if files:
-        parts += [Text(), *(Text(f"  {path}") for path in files)]
-    if next_steps:
-        parts += [Text(), Text("next", style="bold"), *(Text(f"  {step}") for step in next_steps)]
+    parts += closing(
+        [effect for _, effect in result.left_out],
+        len(result.pairs),
+        min_effect=result.options.min_effect,
+        files=files,
+        next_steps=next_steps,
+    )
     return Group(*parts)
 
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from actlens.metrics import Positions
 from actlens.patching import ALL_TOKENS, CHANGED, UNCHANGED, PatchingResult, Unit
+from actlens.report.closing import closing
 from actlens.scenes.untrusted import clean_text
 
 _MEASURED = {
@@ -227,20 +228,13 @@ def render_patching(
         *([] if joints is None else _joint_tables(frame, joints)),
         Text(_footnote(result, frame)),
     ]
-    if result.left_out:
-        worst = max(effect for _, effect in result.left_out)
-        parts.append(
-            Text(
-                f"! {len(result.left_out)} of {len(result.left_out) + len(result.pairs)} pairs "
-                f"left out: their two actions differ by at most {worst:.3g} (limit "
-                f"{result.options.min_effect:g}, root mean square in dataset units)",
-                style="yellow",
-            )
-        )
-    if files:
-        parts += [Text(), *(Text(f"  {path}") for path in files)]
-    if next_steps:
-        parts += [Text(), Text("next", style="bold"), *(Text(f"  {step}") for step in next_steps)]
+    parts += closing(
+        [effect for _, effect in result.left_out],
+        len(result.pairs),
+        min_effect=result.options.min_effect,
+        files=files,
+        next_steps=next_steps,
+    )
     return Group(*parts)
 
 
