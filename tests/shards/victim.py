@@ -17,6 +17,8 @@ from actlens.shards import Threads, begin, complete, read_all
 
 UNITS = 6
 PLAN = plan_of(UNITS)
+KILLS = 24
+"""At random times, over as many runs as it takes."""
 
 
 def in_child(work):
@@ -88,8 +90,9 @@ def main(root):
         steps.append(result(folder) == expected)
         step += 1
     kills, clock = [], random.Random(0)
-    for trial in range(10):
-        folder = root / f"trial-{trial}"
+    # On a busy machine many runs are over before they are killed: go on until enough were not.
+    while sum(trial["killed"] for trial in kills) < KILLS and len(kills) < 10 * KILLS:
+        folder = root / f"trial-{len(kills)}"
         killed = sum(killed_after(folder, clock.uniform(0, 0.02)) for _ in range(3))
         kills.append({"killed": killed, "same": result(folder) == expected})
     json.dump({"steps": steps, "kills": kills, "units": len(expected[0])}, sys.stdout)
