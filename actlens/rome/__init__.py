@@ -17,6 +17,8 @@ That an edit works is no evidence that the behaviour was stored where it was mad
 layers, and at random ones, may do as well (Hase et al. 2023).
 """
 
+from actlens.interventions.mlp_runs import MLPRuns
+from actlens.model.mlp_site import MLPSite, known_blocks
 from actlens.rome.conflicts import Conflict
 from actlens.rome.editing import EditOptions, make_edit, solve_edit
 from actlens.rome.errors import EditError
@@ -24,12 +26,10 @@ from actlens.rome.export import export_policy, model_card
 from actlens.rome.files import load_edit, load_statistics, save_edit, save_statistics
 from actlens.rome.jitter import NO_JITTER, Jitter
 from actlens.rome.metric import KeyMetric, Readers
-from actlens.rome.mlp_site import MLPSite, known_blocks
 from actlens.rome.prepared import Prepared, prepare
 from actlens.rome.record import EditRecord, RequestRecord
 from actlens.rome.request import JointLimits, Offset, Request
 from actlens.rome.ridge import RidgeCurve
-from actlens.rome.site_runs import SiteRuns
 from actlens.rome.statistics import KeyStatistics, key_statistics
 from actlens.rome.sweep import RidgeSweep, sweep_ridges
 from actlens.rome.update import Exact, NullSpace, SoftLeastSquares
@@ -50,6 +50,7 @@ __all__ = [
     "JointLimits",
     "KeyMetric",
     "KeyStatistics",
+    "MLPRuns",
     "MLPSite",
     "NullSpace",
     "Offset",
@@ -59,7 +60,6 @@ __all__ = [
     "RequestRecord",
     "RidgeCurve",
     "RidgeSweep",
-    "SiteRuns",
     "SoftLeastSquares",
     "WeightEdit",
     "apply_edits",

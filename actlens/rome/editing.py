@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from actlens.config import ACTION_KEY
+from actlens.interventions.mlp_runs import MLPRuns
 from actlens.model.act import HookedACT
 from actlens.rome.conflicts import Compatibility, Conflict, compatibility
 from actlens.rome.errors import EditError
@@ -21,7 +22,6 @@ from actlens.rome.prepared import Prepared, prepare
 from actlens.rome.problem import Problem
 from actlens.rome.record import EditRecord, RequestRecord, Rows
 from actlens.rome.request import JointLimits, Request, Resolved, executed
-from actlens.rome.site_runs import SiteRuns
 from actlens.rome.update import Exact, Update
 from actlens.rome.values import GaussNewton, ValueSolver
 from actlens.rome.weight_edit import WeightEdit
@@ -138,7 +138,7 @@ def _values(
     """v* - W k* for every key, and the solver's steps."""
     model, runs, joint = prepared.model, prepared.runs, options.update.joint
     unrelated = options.values.unrelated
-    others = SiteRuns.of(model, runs.site, unrelated) if unrelated else None
+    others = MLPRuns.of(model, runs.site, unrelated) if unrelated else None
     everything = range(len(prepared.requests))
     found, n_steps = [], 0
     for group in [list(everything)] if joint else [[i] for i in everything]:
@@ -153,7 +153,7 @@ def _values(
     return torch.cat(found, 1), n_steps
 
 
-def _as_it_is(model: HookedACT, runs: SiteRuns) -> list[Resolved]:
+def _as_it_is(model: HookedACT, runs: MLPRuns) -> list[Resolved]:
     """Requests for what the policy does anyway."""
     positions = executed(model.config)
     return [Resolved(positions, actions[list(positions)]) for actions in runs.actions]

@@ -18,9 +18,9 @@ from actlens.checkpoints.files import read_json
 from actlens.checkpoints.weights import read_header, read_tensors, require_finite, sha256_of
 from actlens.errors import CheckpointError
 from actlens.model.act import HookedACT
+from actlens.model.mlp_site import MLPSite
 from actlens.rome.errors import EditError
 from actlens.rome.fingerprint import digests_of
-from actlens.rome.mlp_site import MLPSite
 from actlens.rome.record import EditRecord
 from actlens.rome.ridge import RidgeCurve
 from actlens.rome.statistics import KeyStatistics

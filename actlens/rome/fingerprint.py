@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from actlens.model.act import HookedACT
-from actlens.rome.mlp_site import MLPSite
+from actlens.model.mlp_site import MLPSite
 from actlens.scene import Scene
 
 Digests = Mapping[str, str]

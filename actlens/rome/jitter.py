@@ -10,8 +10,8 @@ from torch import Tensor
 from actlens.config import STATE_KEY, ACTConfig
 from actlens.interventions.corruptions import Brightness, Contrast, Instant, Shift
 from actlens.model.act import HookedACT
+from actlens.model.units import spread_of
 from actlens.rome.errors import EditError
-from actlens.rome.units import spread_of
 from actlens.scene import Scene
 
 

@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from actlens.interventions.mlp_runs import MLPRuns, keys_in
 from actlens.model.act import HookedACT
+from actlens.model.mlp_site import MLPSite
 from actlens.rome.errors import EditError
 from actlens.rome.fingerprint import Digests, digests_of
 from actlens.rome.jitter import Jitter
 from actlens.rome.metric import Keys
-from actlens.rome.mlp_site import MLPSite
 from actlens.rome.request import JointLimits, Request, Resolved, resolve
-from actlens.rome.site_runs import SiteRuns, keys_in
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Prepared:
     model: HookedACT
     requests: tuple[Request, ...]
     resolved: tuple[Resolved, ...]
-    runs: SiteRuns
+    runs: MLPRuns
     """The requests' scenes."""
     keys: tuple[Keys, ...]
     """k* of every request, in float64: one for each of its positions behind the last decoder MLP;
@@ -60,7 +60,8 @@ def prepare(
 
     Raises:
         EditError: if there is no request, one makes no sense for this policy or lies beyond the
-            limits, the policy has no such block, or is in training mode.
+            limits, or the policy is in training mode.
+        HookNameError: if the policy has no such block.
         SceneError: if a scene does not fit the policy.
     """
     if not requests:
@@ -69,7 +70,7 @@ def prepare(
         raise EditError("The model is in training mode, where dropout is random: call `eval()`.")
     site = MLPSite.of(model, block)
     jitter = jitter or Jitter()
-    runs = SiteRuns.of(model, site, [request.scene for request in requests])
+    runs = MLPRuns.of(model, site, [request.scene for request in requests])
     resolved = tuple(
         resolve(model, request, present, limits)
         for request, present in zip(requests, runs.actions, strict=True)

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from actlens.interventions.mlp_runs import MLPRuns, Rest
 from actlens.rome.metric import Readers
 from actlens.rome.request import Resolved
-from actlens.rome.site_runs import Rest, SiteRuns
 
 Write = Float[Tensor, "d_model direction"]
 """An edit in units of its cost: it writes `write @ inverse_root.T @ along @ h` at key h, and the
@@ -39,7 +39,7 @@ class Problem:
     """Which request the point belongs to."""
 
     @classmethod
-    def of(cls, runs: SiteRuns, readers: Readers, resolved: Sequence[Resolved]) -> Self:
+    def of(cls, runs: MLPRuns, readers: Readers, resolved: Sequence[Resolved]) -> Self:
         """The problem of some requests, one scene of `runs` each, for keys read by `readers`."""
         request = torch.tensor([i for i, one in enumerate(resolved) for _ in one.positions])
         position = torch.tensor([k for one in resolved for k in one.positions])

@@ -11,9 +11,9 @@ from torch import Tensor
 from actlens.config import ACTION_KEY, ACTConfig
 from actlens.metrics import Positions, position_weights
 from actlens.model.act import HookedACT
+from actlens.model.units import spread_of
 from actlens.rome.errors import EditError
 from actlens.rome.statistics import KeyStatistics
-from actlens.rome.units import spread_of
 from actlens.scene import Scene
 from actlens.text import did_you_mean, quoted
 

@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from actlens.model.act import HookedACT
+from actlens.model.mlp_site import MLPSite
 from actlens.rome.errors import EditError
 from actlens.rome.fingerprint import DataHash, Digests, digests_of, upstream_sha256
-from actlens.rome.mlp_site import MLPSite
 from actlens.rome.moments import EpisodeMoments, KeySample
 from actlens.rome.ridge import RidgeCurve, held_out_drift
 from actlens.scene import Scene, stack
@@ -96,8 +96,9 @@ def key_statistics(
         progress: told how many scenes were done, batch by batch.
 
     Raises:
-        EditError: if there are fewer keys than active neurons, if an episode comes in pieces, if
-            the model is in training mode, or if it has no such block.
+        EditError: if there are fewer keys than active neurons, if an episode comes in pieces, or
+            if the model is in training mode.
+        HookNameError: if the model has no such block.
         SceneError: if a scene does not fit the policy.
     """
     site = MLPSite.of(model, block)

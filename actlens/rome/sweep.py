@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from actlens.errors import SceneError
+from actlens.interventions.mlp_runs import MLPRuns
 from actlens.metrics import Projection, project
 from actlens.model.act import HookedACT
 from actlens.rome.editing import EditOptions, solve_edit
@@ -14,7 +15,6 @@ from actlens.rome.jitter import Jitter
 from actlens.rome.metric import KeyMetric
 from actlens.rome.prepared import Prepared, prepare
 from actlens.rome.request import JointLimits, Request
-from actlens.rome.site_runs import SiteRuns
 from actlens.rome.statistics import KeyStatistics
 from actlens.rome.weight_edit import WeightEdit, edited_actions
 from actlens.scene import Scene
@@ -74,7 +74,7 @@ def sweep_ridges(
     for j, (request, alike, others) in enumerate(zip(requests, near, far, strict=True)):
         prepared = prepare(model, [request], block, jitter=jitter, limits=limits)
         elsewhere = [
-            SiteRuns.of(model, prepared.runs.site, scenes) if scenes else None
+            MLPRuns.of(model, prepared.runs.site, scenes) if scenes else None
             for scenes in (alike, others)
         ]
         for i, metric in enumerate(metrics):
@@ -93,7 +93,7 @@ def sweep_ridges(
     return RidgeSweep(tuple(ridges), *found)
 
 
-def _projected(edit: WeightEdit, prepared: Prepared, runs: SiteRuns | None) -> Projection | None:
+def _projected(edit: WeightEdit, prepared: Prepared, runs: MLPRuns | None) -> Projection | None:
     """How far the edit moves some scenes along what the one request asked for."""
     if runs is None:
         return None

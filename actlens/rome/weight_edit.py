@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from actlens.interventions.mlp_runs import MLPRuns
 from actlens.model.act import HookedACT
+from actlens.model.mlp_site import MLPSite
 from actlens.rome.errors import EditError
 from actlens.rome.fingerprint import digests_of, tensor_sha256, weights_sha256
-from actlens.rome.mlp_site import MLPSite
 from actlens.rome.record import EditRecord
-from actlens.rome.site_runs import SiteRuns
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _why_not(edit: WeightEdit, found: str, applied: set[str]) -> str:
     )
 
 
-def edited_actions(runs: SiteRuns, *edits: WeightEdit) -> Float[Tensor, "scene chunk joint"]:
+def edited_actions(runs: MLPRuns, *edits: WeightEdit) -> Float[Tensor, "scene chunk joint"]:
     """Normalised actions of scenes under edits of the MLP that they were kept at; none is applied.
 
     It costs what lies behind the MLP, not a forward, and agrees with the edited policy to rounding.

@@ -14,11 +14,11 @@ from actlens.rome import (
     Jitter,
     JointLimits,
     KeyMetric,
+    MLPRuns,
     MLPSite,
     NullSpace,
     Offset,
     Request,
-    SiteRuns,
     SoftLeastSquares,
     apply_edits,
     edited_actions,
@@ -146,7 +146,7 @@ def test_asking_for_what_is_done_anyway_changes_nothing(policy, metric):
 
 def test_effects_without_a_forward_are_those_of_the_edited_policy(policy, metric, unchanged):
     some = scenes(6)
-    runs = SiteRuns.of(policy, MLPSite("decoder.0"), some)
+    runs = MLPRuns.of(policy, MLPSite("decoder.0"), some)
     edits = [make_edit(policy, [Request(scene(n), PAN)], metric) for n in (3, 9)]
     with apply_edits(policy, *edits):
         expected = torch.stack([chunk_of(policy, one) for one in some])
@@ -155,7 +155,7 @@ def test_effects_without_a_forward_are_those_of_the_edited_policy(policy, metric
         edited_actions(runs), torch.stack([chunk_of(policy, one) for one in some])
     )
     with pytest.raises(EditError, match=r"kept at encoder\.1"):
-        edited_actions(SiteRuns.of(policy, MLPSite("encoder.1"), some), edits[0])
+        edited_actions(MLPRuns.of(policy, MLPSite("encoder.1"), some), edits[0])
 
 
 # ── the key ──────────────────────────────────────────────────────────────────────────────────

@@ -10,7 +10,7 @@ import torch
 
 from actlens import HookedACT
 from actlens.checkpoints import load_checkpoint
-from actlens.errors import CheckpointError
+from actlens.errors import CheckpointError, HookNameError
 from actlens.rome import (
     EditError,
     JointLimits,
@@ -105,11 +105,11 @@ def test_damaged_and_hostile_files_are_refused(edit, tmp_path):
 def test_an_edit_of_another_shape_or_block_is_refused_before_anything_changes(build, edit):
     model = build()
     before = model.decoder[0].mlp.linear2.weight.detach().clone()
-    for wrong, message in (
-        (replace(edit, right=edit.right[:, :-1]), "changes a matrix of"),
-        (replace(edit, site=replace(edit.site, block="decoder.7")), "no block"),
+    for wrong, error, message in (
+        (replace(edit, right=edit.right[:, :-1]), EditError, "changes a matrix of"),
+        (replace(edit, site=replace(edit.site, block="decoder.7")), HookNameError, "no block"),
     ):
-        with pytest.raises(EditError, match=message):
+        with pytest.raises(error, match=message):
             apply_edits(model, edit, replace(wrong, edited_sha256=""))
     assert torch.equal(model.decoder[0].mlp.linear2.weight, before)
     with pytest.raises(EditError, match="no edit to apply"):

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from actlens import HookedACT
-from actlens.errors import CheckpointError
+from actlens.errors import CheckpointError, HookNameError
 from actlens.rome import (
     EditError,
     KeyMetric,
@@ -136,7 +136,7 @@ def test_no_scene_an_episode_in_pieces_and_training_mode_are_errors(policy, buil
 
 def test_a_block_that_is_not_there_is_an_error_that_names_those_that_are(policy):
     for block in ("decoder.1", "vae.0", "encoder", "decoder.0.mlp"):
-        with pytest.raises(EditError, match=r"it has encoder\.0, encoder\.1, decoder\.0"):
+        with pytest.raises(HookNameError, match=r"it has encoder\.0, encoder\.1, decoder\.0"):
             key_statistics(policy, scenes(24), block)
 
 
@@ -237,7 +237,7 @@ def test_damaged_or_mixed_files_are_refused(policy, statistics, tmp_path):
     for change in ({"block": 3}, {"n_keys": "many"}, {"upstream_sha256": "x"}, {"ridges": None}):
         said.write_text(json.dumps(json.loads(text) | change))
         if change == {"block": 3}:  # text after all, and no policy has it
-            with pytest.raises(EditError, match="no block '3'"):
+            with pytest.raises(HookNameError, match="no block '3'"):
                 make_edit(policy, [_request()], KeyMetric.of(load_statistics(folder)))
             continue
         with pytest.raises(EditError, match="not understood"):

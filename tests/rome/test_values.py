@@ -16,10 +16,10 @@ from actlens.rome import (
     EditOptions,
     GaussNewton,
     KeyMetric,
+    MLPRuns,
     MLPSite,
     Offset,
     Request,
-    SiteRuns,
     key_statistics,
     make_edit,
     prepare,
@@ -251,7 +251,7 @@ def test_a_step_costs_a_five_hundredth_of_a_forward_and_backward():
     config = model.config
     observation = {c.key: torch.zeros(3, c.height, c.width) for c in config.cameras}
     one = Scene(observation | {"observation.state": torch.zeros(6)})
-    runs = SiteRuns.of(model, MLPSite("decoder.0"), [one])
+    runs = MLPRuns.of(model, MLPSite("decoder.0"), [one])
     at = torch.arange(config.n_action_steps)
     rest = runs.rest.at(torch.zeros_like(at), at)
     written = runs.output[0, at][:, None].clone().requires_grad_()

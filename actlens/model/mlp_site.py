@@ -1,13 +1,13 @@
-"""The MLP whose output weights are edited."""
+"""One MLP of the policy, by the name of its block."""
 
 from dataclasses import dataclass
 from typing import Self
 
 from torch import nn
 
+from actlens.errors import HookNameError
 from actlens.model.act import HookedACT
 from actlens.model.mlp import MLP
-from actlens.rome.errors import EditError
 from actlens.text import did_you_mean, quoted
 
 
@@ -26,12 +26,12 @@ class MLPSite:
         """The site of a block.
 
         Raises:
-            EditError: if the policy has no such block.
+            HookNameError: if the policy has no such block.
         """
         known = known_blocks(model)
         if block not in known:
-            raise EditError(
-                f"This policy has no block {quoted(block)} with an MLP to edit; it has "
+            raise HookNameError(
+                f"This policy has no block {quoted(block)} with an MLP; it has "
                 f"{', '.join(known)}.{did_you_mean(block, known)}"
             )
         return cls(block)
@@ -52,7 +52,7 @@ class MLPSite:
         return f"{self.block}.mlp.linear2.weight"
 
     def layer(self, model: HookedACT) -> nn.Linear:
-        """The linear layer whose weights are edited; `d_model neuron`."""
+        """The output layer; its weights are `d_model neuron`."""
         mlp = model.get_submodule(f"{self.block}.mlp")
         assert isinstance(mlp, MLP)
         return mlp.linear2
@@ -64,7 +64,7 @@ class MLPSite:
 
 
 def known_blocks(model: HookedACT) -> tuple[str, ...]:
-    """The blocks whose MLPs can be edited, in the order in which they run."""
+    """The blocks that have an MLP, in the order in which they run."""
     config = model.config
     encoder = (f"encoder.{layer}" for layer in range(config.n_encoder_layers))
     decoder = (f"decoder.{layer}" for layer in range(config.n_decoder_layers))

@@ -12,7 +12,7 @@ from actlens.errors import SceneError
 from actlens.interventions.evaluate import steps
 from actlens.interventions.network import ACTIONS, QUERY_POS, TOKEN_POS, Op, network
 from actlens.model.act import HookedACT
-from actlens.rome.mlp_site import MLPSite
+from actlens.model.mlp_site import MLPSite
 from actlens.scene import Scene, stack
 
 _BATCH = 8
@@ -64,7 +64,7 @@ class Rest:
 
 
 @dataclass(frozen=True)
-class SiteRuns:
+class MLPRuns:
     """What an edit of one MLP's output weights needs to know of some scenes; nothing else is run.
 
     With it the actions under any edit cost what lies behind the MLP, not a forward.
@@ -109,11 +109,11 @@ class SiteRuns:
         rest = Rest(ops, site.output, {name: kept[name] for name in read})
         return cls(site, kept[site.keys], kept[site.output], kept[ACTIONS], rest)
 
-    def of_scenes(self, chosen: Sequence[int]) -> "SiteRuns":
+    def of_scenes(self, chosen: Sequence[int]) -> "MLPRuns":
         """Some of the scenes."""
         at = torch.tensor(chosen, device=self.keys.device)
         parts = (self.keys[at], self.output[at], self.actions[at])
-        return SiteRuns(self.site, *parts, self.rest.of(at))
+        return MLPRuns(self.site, *parts, self.rest.of(at))
 
     @torch.no_grad()
     def actions_with(
