@@ -42,6 +42,11 @@ class MLPSite:
         return f"{self.block}.mlp.hook_post"
 
     @property
+    def inputs(self) -> str:
+        """The hook point of what the MLP reads."""
+        return f"{self.block}.hook_normalized_resid_mid{'_cross' * self.in_decoder}"
+
+    @property
     def output(self) -> str:
         """The hook point of what the MLP writes."""
         return f"{self.block}.hook_mlp_out"
@@ -51,11 +56,15 @@ class MLPSite:
         """The name of the output weights, in the model's state dict."""
         return f"{self.block}.mlp.linear2.weight"
 
-    def layer(self, model: HookedACT) -> nn.Linear:
-        """The output layer; its weights are `d_model neuron`."""
+    def mlp(self, model: HookedACT) -> MLP:
+        """The MLP itself."""
         mlp = model.get_submodule(f"{self.block}.mlp")
         assert isinstance(mlp, MLP)
-        return mlp.linear2
+        return mlp
+
+    def layer(self, model: HookedACT) -> nn.Linear:
+        """The output layer; its weights are `d_model neuron`."""
+        return self.mlp(model).linear2
 
     @property
     def in_decoder(self) -> bool:
