@@ -80,20 +80,31 @@ class MLPRuns:
     rest: Rest
 
     @classmethod
-    @torch.no_grad()
     def of(cls, model: HookedACT, site: MLPSite, scenes: Sequence[Scene]) -> Self:
         """Run the scenes, with the model's present weights.
 
         Raises:
             SceneError: if there is no scene, or one does not fit the policy.
         """
+        (runs,) = cls.of_sites(model, [site], scenes)
+        return runs
+
+    @classmethod
+    @torch.no_grad()
+    def of_sites(
+        cls, model: HookedACT, sites: Sequence[MLPSite], scenes: Sequence[Scene]
+    ) -> tuple[Self, ...]:
+        """The same forwards kept at several MLPs, one value for each.
+
+        Raises:
+            SceneError: if there is no scene, or one does not fit the policy.
+        """
         if not scenes:
             raise SceneError("There is no scene to run.")
-        chosen = steps(network(model, {site.output}), {site.output}, {ACTIONS})
-        ops = tuple(op for op in chosen if op.output != site.output)
-        made = {site.output, *(op.output for op in ops)}
-        read = dict.fromkeys(name for op in ops for name in op.inputs if name not in made)
-        names = [name for name in (*read, site.keys, site.output, ACTIONS) if name != QUERY_POS]
+        behind = [_behind(model, site) for site in sites]
+        read = dict.fromkeys(name for _, names in behind for name in names)
+        own = dict.fromkeys(name for site in sites for name in (site.keys, site.output))
+        names = [name for name in (*(read | own), ACTIONS) if name != QUERY_POS]
         parts = []
         for start in range(0, len(scenes), _BATCH):
             batch = stack(scenes[start : start + _BATCH])
@@ -106,8 +117,16 @@ class MLPRuns:
         }
         if QUERY_POS in read:
             kept[QUERY_POS] = model.decoder.query_pos.weight.detach()[None]
-        rest = Rest(ops, site.output, {name: kept[name] for name in read})
-        return cls(site, kept[site.keys], kept[site.output], kept[ACTIONS], rest)
+        return tuple(
+            cls(
+                site,
+                kept[site.keys],
+                kept[site.output],
+                kept[ACTIONS],
+                Rest(ops, site.output, {name: kept[name] for name in names}),
+            )
+            for site, (ops, names) in zip(sites, behind, strict=True)
+        )
 
     def of_scenes(self, chosen: Sequence[int]) -> "MLPRuns":
         """Some of the scenes."""
@@ -133,3 +152,11 @@ def keys_in(
         batch = stack(scenes[start : start + _BATCH])
         parts.append(model.run_with_cache(batch, names_filter=site.keys)[1][site.keys])
     return torch.cat(parts)
+
+
+def _behind(model: HookedACT, site: MLPSite) -> tuple[tuple[Op, ...], tuple[str, ...]]:
+    """The operations behind an MLP's output, and what they read that it does not change."""
+    chosen = steps(network(model, {site.output}), {site.output}, {ACTIONS})
+    ops = tuple(op for op in chosen if op.output != site.output)
+    made = {site.output, *(op.output for op in ops)}
+    return ops, tuple(dict.fromkeys(x for op in ops for x in op.inputs if x not in made))

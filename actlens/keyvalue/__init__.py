@@ -30,7 +30,13 @@ from actlens.keyvalue.profiles import Profiles, scene_weights
 from actlens.keyvalue.ranking import NeuronRanking, rank_neurons
 from actlens.keyvalue.reading import Background, Reading, read_memories
 from actlens.keyvalue.triggers import Triggers
-from actlens.keyvalue.values import ClosedFormValues, RankedValues, read_values, strongest
+from actlens.keyvalue.values import (
+    ClosedFormValues,
+    RankedValues,
+    aligned,
+    read_values,
+    strongest,
+)
 
 __all__ = [
     "Arrow",
@@ -57,6 +63,7 @@ __all__ = [
     "ShownTrigger",
     "Triggered",
     "Triggers",
+    "aligned",
     "analyse_mlp",
     "arrows",
     "audit_effects",

@@ -19,7 +19,7 @@ MIN_LIFT = 3.0
 
 @dataclass(frozen=True)
 class Crowds:
-    """The densest crowd of triggers in one trait, of every unit: a neuron, or a draw of the null."""
+    """The densest crowd of triggers in one trait, of every neuron or every draw of the null."""
 
     score: Float[np.ndarray, " unit"]
     """Log likelihood ratio of the triggers having another density there; 0 where no crowd is

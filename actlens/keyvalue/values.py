@@ -136,3 +136,20 @@ def read_values(model: HookedACT, block: str, scenes: Sequence[Scene]) -> tuple[
 def strongest(values: Values, n: int) -> Int[Tensor, " n"]:
     """The neurons with the largest effects, largest first."""
     return values.size.topk(min(n, len(values.size))).indices
+
+
+def aligned(
+    values: ClosedFormValues, towards: Float[Tensor, " joint"], n: int, *, min_cosine: float = 0.7
+) -> Int[Tensor, " neuron"]:
+    """The neurons with the largest effects among those whose values point one way.
+
+    Args:
+        towards: a direction in joint space, normalised units.
+        n: at most so many, largest effect first.
+        min_cosine: of a scale-free direction with `towards`; six joints leave much room for
+            cosines by chance.
+    """
+    cosine = torch.cosine_similarity(values.directions.normalized, towards.double()[None])
+    size = torch.where(cosine >= min_cosine, values.size.to(cosine), 0.0)
+    best = size.topk(min(n, len(size))).indices
+    return best[size[best] > 0]

@@ -57,10 +57,11 @@ def held_out_drift(
     square over the other half is u^T C_b u / (u^T k)^2. As in use, k's own episode is in C_a.
 
     Args:
-        halves: the moments over either half of the episodes; None if there is but one.
+        halves: the moments over either half of the episodes; None if there is but one. No curve
+            comes of halves without any active neuron.
         keys: some keys of either half.
     """
-    if halves is None or not all(map(len, keys)):
+    if halves is None or not all(map(len, keys)) or not all(half.any() for half in halves):
         return RidgeCurve((), ())
     drift = []
     for ridge in ridges:
@@ -77,8 +78,11 @@ def ridged_factor(moment: Moment, ridge: float) -> Float[Tensor, "neuron neuron"
     """The lower Cholesky factor of C + ridge * mean eigenvalue * I.
 
     Raises:
-        EditError: if the ridge is not positive, or too small for the sum to be positive definite.
+        EditError: if the ridge is not positive, or too small for the sum to be positive definite,
+            or the moment is zero.
     """
+    if not moment.any():
+        raise EditError("No neuron of this MLP was ever active: no edit of its weights acts.")
     if not ridge > 0:
         raise EditError(
             f"The ridge must be positive, got {ridge:g}: behind a ReLU the keys' second moment is "

@@ -1,7 +1,7 @@
 """The second moment of an MLP's keys over data: what an edit should leave as it is."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 
@@ -21,6 +21,7 @@ MAX_POSITIONS = 64
 """Positions that are counted of a scene: neighbouring tokens say nearly the same, and the products
 of all 602 tokens of a large policy would cost a fifth of its forward."""
 SAMPLE_SIZE = 256
+Watch = Callable[[Sequence[Scene], Mapping[str, Float[Tensor, "scene position neuron"]]], None]
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,6 @@ class KeyStatistics:
             )
 
 
-@torch.no_grad()
 def key_statistics(
     model: HookedACT,
     scenes: Iterable[Scene],
@@ -101,49 +101,109 @@ def key_statistics(
         HookNameError: if the model has no such block.
         SceneError: if a scene does not fit the policy.
     """
-    site = MLPSite.of(model, block)
+    (found,) = key_statistics_of(
+        model,
+        scenes,
+        [block],
+        batch_size=batch_size,
+        max_positions=max_positions,
+        seed=seed,
+        progress=progress,
+    )
+    return found
+
+
+@torch.no_grad()
+def key_statistics_of(
+    model: HookedACT,
+    scenes: Iterable[Scene],
+    blocks: Sequence[str],
+    *,
+    batch_size: int = 8,
+    max_positions: int = MAX_POSITIONS,
+    seed: int = 0,
+    progress: Callable[[int], None] = lambda n_scenes: None,
+    watch: Watch = lambda scenes, keys: None,
+) -> tuple[KeyStatistics, ...]:
+    """The key statistics of several MLPs from one forward of every scene.
+
+    Each is what `key_statistics` gives for its block, with the same options and errors.
+
+    Args:
+        watch: told every batch of scenes, and their keys by block.
+    """
     if model.training:
         raise EditError("The model is in training mode, where dropout is random: call `eval()`.")
-    generator = torch.Generator().manual_seed(seed)
-    moments = EpisodeMoments(site.layer(model).weight)
-    sample = KeySample(SAMPLE_SIZE, generator)
+    gathered = [_Gathered(model, MLPSite.of(model, block), max_positions, seed) for block in blocks]
+    names = [one.site.keys for one in gathered]
     data, source, n_frames = DataHash(), "", 0
     spans: list[Tensor] = []
     stream = iter(scenes)
     while batch := list(islice(stream, batch_size)):
-        _, cache = model.run_with_cache(stack(batch), names_filter=site.keys)
-        rows = zip(batch, cache[site.keys], strict=True)
-        for episode, members in groupby(rows, key=lambda row: (row[0].source, row[0].episode)):
-            moments.enter(episode)
-            kept = []
-            for scene, keys in members:
-                data.add(scene)
-                counted = _counted(scene, site, keys, max_positions, generator)
-                if len(counted):
-                    sample.offer(keys, counted, scene, moments.half)
-                kept.append(keys[counted])
-            moments.add(torch.cat(kept))
+        _, cache = model.run_with_cache(stack(batch), names_filter=names)
+        for one in gathered:
+            one.add(batch, cache[one.site.keys])
+        watch(batch, {one.site.block: cache[one.site.keys] for one in gathered})
+        for scene in batch:
+            data.add(scene)
         spans += [_span(scene.action) for scene in batch if scene.action is not None]
         source, n_frames = batch[0].source, n_frames + len(batch)
         progress(len(batch))
-    moments.leave()
-    if not moments.n_keys:
-        raise EditError("There is no key to take statistics of: give scenes of some episodes.")
-    _require_enough(moments, n_frames)
-    return KeyStatistics(
-        site,
-        moments.mean().cpu(),
-        sample.keys(),
-        sample.addresses(),
-        _span(torch.cat(spans)) if spans else torch.zeros(2, 0),
-        moments.n_keys,
-        n_frames,
-        moments.n_episodes,
-        held_out_drift(moments.halves(), sample.by_half()),
-        upstream_sha256(digests_of(model), site),
-        data.sha256(),
-        source,
-    )
+    span = _span(torch.cat(spans)) if spans else torch.zeros(2, 0)
+    digests, data_sha256 = digests_of(model), data.sha256()
+    return tuple(one.statistics(n_frames, span, digests, data_sha256, source) for one in gathered)
+
+
+class _Gathered:
+    """What streams by at one MLP."""
+
+    def __init__(self, model: HookedACT, site: MLPSite, max_positions: int, seed: int):
+        self.site, self._max_positions = site, max_positions
+        self._generator = torch.Generator().manual_seed(seed)
+        self._moments = EpisodeMoments(site.layer(model).weight)
+        self._sample = KeySample(SAMPLE_SIZE, self._generator)
+
+    def add(self, batch: Sequence[Scene], keys: Float[Tensor, "scene position neuron"]) -> None:
+        """Count the keys of some scenes."""
+        rows = zip(batch, keys, strict=True)
+        for episode, members in groupby(rows, key=lambda row: (row[0].source, row[0].episode)):
+            self._moments.enter(episode)
+            kept = []
+            for scene, own in members:
+                counted = _counted(scene, self.site, own, self._max_positions, self._generator)
+                if len(counted):
+                    self._sample.offer(own, counted, scene, self._moments.half)
+                kept.append(own[counted])
+            self._moments.add(torch.cat(kept))
+
+    def statistics(
+        self,
+        n_frames: int,
+        span: Float[Tensor, "2 joint"],
+        digests: Digests,
+        data_sha256: str,
+        source: str,
+    ) -> KeyStatistics:
+        """Of all scenes so far."""
+        moments, sample = self._moments, self._sample
+        moments.leave()
+        if not moments.n_keys:
+            raise EditError("There is no key to take statistics of: give scenes of some episodes.")
+        _require_enough(moments, n_frames)
+        return KeyStatistics(
+            self.site,
+            moments.mean().cpu(),
+            sample.keys(),
+            sample.addresses(),
+            span,
+            moments.n_keys,
+            n_frames,
+            moments.n_episodes,
+            held_out_drift(moments.halves(), sample.by_half()),
+            upstream_sha256(digests, self.site),
+            data_sha256,
+            source,
+        )
 
 
 def _counted(

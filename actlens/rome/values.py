@@ -79,12 +79,15 @@ class GaussNewton:
         precise = problem.output.dtype == torch.float64
         tolerance = self.tolerance or (1e-11 if precise else 1e-5)
         write = problem.nothing
-        missing = problem.missing(write)
+        missing, closest = problem.missing(write), float("inf")
         for step in range(self.max_steps):
-            if missing.abs().max() <= tolerance:
+            closest = min(closest, float(missing.abs().max()))
+            if closest <= tolerance:
                 return Solution(write, step)
             there = Linearised.at(problem, write)
             gram = there.gram()
+            if not gram.isfinite().all():  # steps along rows that are 0 to rounding have run away
+                break
             shortest = there.pulled_back(_solve(gram, missing + there.pushed(write)))
             left = problem.missing(shortest)
             if left.norm() <= missing.norm() / 2:
@@ -94,7 +97,7 @@ class GaussNewton:
                 write, missing = _nearer(problem, write, step, missing)
         raise EditError(
             f"The targets cannot be reached from here: after {self.max_steps} steps an action is "
-            f"still {float(missing.abs().max()):.2g} standard deviations off. Requests that "
+            f"still {closest:.2g} standard deviations off. Requests that "
             "contradict each other in resembling scenes, or actions far from any that the policy "
             "makes, have no solution: ask for less, or for fewer requests at once."
         )

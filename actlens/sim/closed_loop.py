@@ -11,6 +11,7 @@ The start is the sampling unit: every interval and test goes over starts.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -127,27 +128,15 @@ class ClosedLoop:
                 every = zip(episodes, self.episodes[plain], strict=True)
                 along, way = np.array([_towards_twin(*pair) for pair in every]).T
                 worse = (error[name] - error[plain]).to_numpy()
-                row |= self._pooled("tip_error_change_mm", worse, np.ones(n))
-                row |= self._pooled("path_mm", mine.path_mm.to_numpy(), np.ones(n))
-                row |= self._pooled("followed", along, way)
+                pooled = partial(pooled_columns, seed=self.seed)
+                row |= pooled("tip_error_change_mm", worse, np.ones(n))
+                row |= pooled("path_mm", mine.path_mm.to_numpy(), np.ones(n))
+                row |= pooled("followed", along, way)
             rows.append(row)
         table = pd.DataFrame(rows)
         tested = ~table.condition.isin([plain, REPEATED.name])
         table["q"] = false_discovery(table.p.where(tested).to_numpy())
         return table
-
-    def _pooled(
-        self,
-        name: str,
-        numerator: Float[np.ndarray, " start"],
-        denominator: Float[np.ndarray, " start"],
-    ) -> dict[str, float]:
-        pooled = pooled_ratio(numerator, denominator, seed=self.seed)
-        bounds = (pooled.estimate, pooled.low, pooled.high)
-        return {
-            f"{name}{end}": float(value)
-            for end, value in zip(("", "_low", "_high"), bounds, strict=True)
-        }
 
 
 def compare(
@@ -157,6 +146,7 @@ def compare(
     conditions: Sequence[Condition],
     *,
     steps: int = 90,
+    repeated: bool = True,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> ClosedLoop:
@@ -165,6 +155,7 @@ def compare(
     Args:
         env: with pictures if the policy looks at them (`simulator_for`).
         steps: control steps of a rollout, 40 ms each; a demonstration has 75.
+        repeated: whether to roll out the floor.
         seed: of the bootstrap.
         progress: called with (rollouts done, rollouts in all).
 
@@ -172,13 +163,29 @@ def compare(
         InterventionError: if there is no start, two conditions share a name, or a condition never
             acted in a rollout.
     """
-    every = distinct(starts, (UNDISTURBED, REPEATED, *conditions))
+    every = distinct(starts, (UNDISTURBED, *(REPEATED,) * repeated, *conditions))
     found: dict[str, list[Episode]] = {condition.name: [] for condition in every}
     for number, start in enumerate(starts):
         for place, condition in enumerate(every):
             found[condition.name].append(roll_out(model, env, start, condition, steps=steps))
             progress(number * len(every) + place + 1, len(starts) * len(every))
     return ClosedLoop({name: tuple(episodes) for name, episodes in found.items()}, seed)
+
+
+def pooled_columns(
+    name: str,
+    numerator: Float[np.ndarray, " start"],
+    denominator: Float[np.ndarray, " start"],
+    *,
+    seed: int,
+) -> dict[str, float]:
+    """The pooled ratio over starts and its bootstrap, as `name`, `name_low` and `name_high`."""
+    pooled = pooled_ratio(numerator, denominator, seed=seed)
+    bounds = (pooled.estimate, pooled.low, pooled.high)
+    return {
+        f"{name}{end}": float(value)
+        for end, value in zip(("", "_low", "_high"), bounds, strict=True)
+    }
 
 
 def distinct(starts: Sequence[Start], conditions: Sequence[Condition]) -> Sequence[Condition]:

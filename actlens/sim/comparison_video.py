@@ -7,8 +7,10 @@ from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from actlens.errors import SceneError
-from actlens.sim.controlled import Episode
-from actlens.sim.environment import FPS
+from actlens.model.act import HookedACT
+from actlens.sim.conditions import Condition, Start
+from actlens.sim.controlled import Episode, roll_out
+from actlens.sim.environment import FPS, PickCube
 from actlens.sim.video import VideoSettings, encode
 from actlens.text import clean_text
 
@@ -22,6 +24,25 @@ _HOLD = FPS
 """How often the last picture is shown, so that the outcome can be read."""
 
 Pictures = UInt8[np.ndarray, "time height width 3"]
+
+
+def film(
+    path: Path,
+    model: HookedACT,
+    env: PickCube,
+    start: Start,
+    condition: Condition,
+    *,
+    steps: int = 90,
+) -> None:
+    """Rolls out one start without and under a condition, and writes both as one film.
+
+    Args:
+        env: with pictures (`simulator_for`).
+    """
+    without = roll_out(model, env, start, steps=steps, keep_frames=True)
+    under = roll_out(model, env, start, condition, steps=steps, keep_frames=True)
+    save_comparison(path, without, under)
 
 
 def save_comparison(path: Path, without: Episode, under: Episode) -> None:

@@ -1,6 +1,7 @@
 """What is done to a policy while it acts, and the donors that are made for it on the way."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -62,13 +63,16 @@ DonorsOf = Callable[[HookedACT, History], Donors]
 Perturb = Callable[[Observation, int], Observation]
 """What the policy is shown instead: (observation, control step) -> observation. It is asked at
 every control step, with a copy of its own; returning that as it came means that it does not act."""
+Within = Callable[[HookedACT, Start], AbstractContextManager[object]]
+"""What a whole rollout happens within, such as edited weights: entered before it and left after it,
+whatever happens."""
 
 
 @dataclass(frozen=True)
 class Condition:
-    """One thing done to the policy in a rollout: inside the network, to what it sees, or both.
+    """One thing done to the policy in a rollout: inside it, to what it sees, or to its weights.
 
-    Without either it is a plain rollout: the floor of a comparison.
+    Without any of these it is a plain rollout: the floor of a comparison.
     """
 
     name: str
@@ -77,11 +81,18 @@ class Condition:
     perturb: Perturb | None = None
     """`actlens.interventions.perturbations.PerturbedView`, or any such function. One function
     serves all rollouts of a comparison: control step 0 begins another."""
+    within: Within | None = None
+    """`lambda model, start: apply_edits(model, edit)`, or any such function."""
 
     @property
     def is_undisturbed(self) -> bool:
         """Whether nothing is done at all."""
-        return self.intervention is None and self.perturb is None
+        return not self.acts_at_inferences and self.within is None
+
+    @property
+    def acts_at_inferences(self) -> bool:
+        """Whether something is done at single inferences, not throughout."""
+        return self.intervention is not None or self.perturb is not None
 
 
 UNDISTURBED = Condition("undisturbed")

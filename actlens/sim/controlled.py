@@ -1,13 +1,15 @@
-"""One episode with something done to the policy, inside its network or to what it sees.
+"""One episode with something done to the policy: inside its network, to what it sees, its weights.
 
 Hooks live only at inference steps; control steps in between are answered from the action queue, and
 so carry out what an intervened inference decided.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -32,7 +34,8 @@ class Inference:
     chunk: Float[np.ndarray, "chunk joint"]
     """The predicted joint targets, in dataset units, as the queue took them over."""
     receipts: tuple[Receipt, ...] = ()
-    """What was done here: one for a changed observation, one per edit; none if nothing was."""
+    """What was done here: one for a changed observation, one for what the rollout happened within,
+    one per edit; none if nothing was."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +100,7 @@ def roll_out(
     steps: int = 90,
     keep_frames: bool = False,
 ) -> Episode:
-    """One closed-loop episode under a condition; no hook stays behind, whatever happens.
+    """One closed-loop episode under a condition; no hook or edit stays behind, whatever happens.
 
     Args:
         env: the simulator; with pictures if the policy looks at them (`simulator_for`).
@@ -108,21 +111,27 @@ def roll_out(
         InterventionError: if the condition never acted, which is no result but a mistake.
         HookNameError: if a site does not exist.
     """
-    controller = _Controller(model, start, condition)
-    try:
-        result = rollout(
-            env,
-            controller.select_action,
-            controller.reset,
-            cube_xy=start.cube_xy,
-            seed=start.seed,
-            steps=steps,
-            keep_frames=keep_frames,
-        )
-    finally:
-        model.reset()  # schedules count control steps only while an episode lasts
+    within, before = condition.within, {}
+    if within is not None:
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+    with nullcontext() if within is None else within(model, start):
+        lasting = () if within is None else (_weights_changed(model, before),)
+        controller = _Controller(model, start, condition, lasting)
+        try:
+            result = rollout(
+                env,
+                controller.select_action,
+                controller.reset,
+                cube_xy=start.cube_xy,
+                seed=start.seed,
+                steps=steps,
+                keep_frames=keep_frames,
+            )
+        finally:
+            model.reset()  # schedules count control steps only while an episode lasts
     episode = Episode(condition.name, start, result, tuple(controller.inferences))
-    if not condition.is_undisturbed and not episode.acted:
+    acted = any(len(one.receipts) > len(lasting) for one in episode.inferences)
+    if condition.acts_at_inferences and not acted:
         steps_of = [one.control_step for one in episode.inferences]
         raise InterventionError(
             f"{condition.name!r} never acted in {steps} control steps: the network ran at control "
@@ -134,8 +143,10 @@ def roll_out(
 class _Controller:
     """A policy under one condition, in the two calls that `rollout` makes."""
 
-    def __init__(self, model: HookedACT, start: Start, condition: Condition):
-        self.model, self.start, self.condition = model, start, condition
+    def __init__(
+        self, model: HookedACT, start: Start, condition: Condition, lasting: tuple[Receipt, ...]
+    ):
+        self.model, self.start, self.condition, self.lasting = model, start, condition, lasting
         self.reset()
 
     def reset(self) -> None:
@@ -168,7 +179,7 @@ class _Controller:
         keep = Reader(lambda chunk, hook: chunks.append(_as_array(chunk[0]).copy()))
         with model.hooks(fwd_hooks=[*edits, ("hook_actions", keep)]):
             action = model.select_action(shown)
-        receipts += model.receipts[: len(edits)]
+        receipts += self.lasting + model.receipts[: len(edits)]
         self.inferences.append(Inference(step, model.clock.inference_step, chunks[0], receipts))
         return action
 
@@ -190,6 +201,17 @@ def _perturbed(
     if shown is given and not changed:
         return observation, ()
     return shown, (Receipt("observation", 1, changed, largest),)
+
+
+def _weights_changed(model: HookedACT, before: Mapping[str, Tensor]) -> Receipt:
+    """How the policy's weights differ from those of before."""
+    changed, largest = 0, 0.0
+    for name, value in model.state_dict().items():
+        if not torch.equal(value, before[name]):
+            change = value.double() - before[name].double()
+            changed += int((change != 0).sum())
+            largest = max(largest, float(change.abs().max()))
+    return Receipt("weights", 1, changed, largest)
 
 
 def _as_array(values: Tensor) -> np.ndarray:

@@ -152,7 +152,7 @@ def correction(
 
     Raises:
         InterventionError: if `at` is no inference step, `after` is longer than a chunk, two
-            conditions share a name, or there is no start.
+            conditions share a name, one changes weights, or there is no start.
     """
     config = model.config
     after = config.chunk if after is None else after
@@ -202,7 +202,15 @@ def displacement(
 
 
 def once(condition: Condition, at: int) -> Condition:
-    """The same condition, acting at control step `at` alone."""
+    """The same condition, acting at control step `at` alone.
+
+    Raises:
+        InterventionError: if it changes weights.
+    """
+    if condition.within is not None:
+        raise InterventionError(
+            f"{condition.name!r} is in force for a whole rollout and cannot act at one inference."
+        )
     intervention, perturb = condition.intervention, condition.perturb
     if intervention is not None:
         intervention = replace(intervention, schedule=Schedule(at, at + 1))

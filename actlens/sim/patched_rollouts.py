@@ -16,9 +16,9 @@ from actlens.model.act import HookedACT
 from actlens.patching import PatchingResult
 from actlens.patching.parts import Unit
 from actlens.sim.closed_loop import ClosedLoop, compare
-from actlens.sim.comparison_video import save_comparison
+from actlens.sim.comparison_video import film
 from actlens.sim.conditions import Condition, Start, cube_elsewhere, cube_where_it_is
-from actlens.sim.controlled import roll_out, simulator_for
+from actlens.sim.controlled import simulator_for
 from actlens.sim.correction import Correction, correction
 from actlens.sim.environment import PickCube
 from actlens.sites import Site
@@ -111,7 +111,4 @@ def film_patch(
         RenderingError: if no OpenGL library starts on this machine.
     """
     with closing(simulator_for(model)) as env, closing(simulator_for(model, render=False)) as twin:
-        without = roll_out(model, env, start, steps=steps, keep_frames=True)
-        condition = twin_patch(name, site, twin)
-        under = roll_out(model, env, start, condition, steps=steps, keep_frames=True)
-    save_comparison(path, without, under)
+        film(path, model, env, start, twin_patch(name, site, twin), steps=steps)

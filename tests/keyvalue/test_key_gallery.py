@@ -11,7 +11,15 @@ import torch
 from rich.console import Console
 
 from actlens.errors import SceneError
-from actlens.keyvalue import analyse_mlp, crops, find_triggers, run_entries, show_neurons
+from actlens.keyvalue import (
+    ClosedFormValues,
+    aligned,
+    analyse_mlp,
+    crops,
+    find_triggers,
+    run_entries,
+    show_neurons,
+)
 from actlens.metrics import Positions, position_weights
 from actlens.report.keyvalue import describe_region, render_keyvalue
 from actlens.report.memory_pictures import save_memories
@@ -219,3 +227,16 @@ def test_results_survive_json(analysis):
 def test_no_scene_to_read_values_from_is_an_error(policy, analysis):
     with pytest.raises(SceneError, match="no scene"):
         analyse_mlp(policy, analysis.own, analysis.shuffled, [])
+
+
+def test_aligned_neurons_point_there_and_come_by_size(analysis):
+    if not isinstance(analysis.values, ClosedFormValues):
+        return
+    towards = analysis.values.directions.normalized[5]
+    found = aligned(analysis.values, towards, 4, min_cosine=0.3)
+    cosine = torch.cosine_similarity(analysis.values.directions.normalized, towards[None])
+    size = analysis.values.size
+    allowed = {n for n in range(24) if cosine[n] >= 0.3 and size[n] > 0}
+    expected = sorted(allowed, key=lambda n: -size[n])[:4]
+    assert found.tolist() == expected
+    assert aligned(analysis.values, towards, 4, min_cosine=1.1).tolist() == []
