@@ -39,7 +39,9 @@ from actlens.report.memory_pictures import save_memories
 from actlens.report.plain import plain
 from actlens.scene import Scene
 from actlens.scenes.dataset import Dataset, open_dataset
+from experiments.rollouts import require_simulator
 from experiments.scene_choice import Data, Policy, describe
+from experiments.steered import steer_claims
 
 BUNDLED_DATA = "so101-pick-cube"
 
@@ -65,6 +67,8 @@ class Config:
     """List and draw these."""
     draws: int = 1999
     """Permutations of triggers."""
+    rollout: int = 0
+    """Also dose neurons in the simulator, from so many starts (a minute for 2)."""
     seed: int = 0
     """Of shuffled keys, permutations and bootstraps."""
     output_dir: Path | None = None
@@ -80,6 +84,7 @@ class Done:
     result: KeyValueAnalysis
     shown: tuple[ShownNeuron, ...]
     model: HookedACT
+    dataset: Dataset
     origin: dict
 
 
@@ -131,6 +136,8 @@ def run(config: Config, console: Console) -> Done:
     """Load, read, look, and say what it took; `console` shows progress."""
     began = time.monotonic()
     reuses_memory = keep_freed_memory()
+    if config.rollout:
+        require_simulator()
     model = config.policy.files.load()
     dataset, chunk = data_of(config), model.config.chunk
     block = config.block or f"decoder.{model.config.n_decoder_layers - 1}"
@@ -168,7 +175,7 @@ def run(config: Config, console: Console) -> Done:
         "keeps_freed_memory": reuses_memory,
     }
     origin = provenance(model, config, seconds=time.monotonic() - began, facts=facts)
-    return Done(result, shown, model, origin)
+    return Done(result, shown, model, dataset, origin)
 
 
 def write_files(done: Done, neurons: pd.DataFrame, folder: Path) -> tuple[Path, ...]:
@@ -201,18 +208,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     config = tyro.cli(Config, prog="python -m experiments.keyvalue", description=__doc__, args=argv)
     progress = Console(stderr=True)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = config.output_dir or Path("runs") / f"keyvalue-{stamp}"
+    steered = None
     try:
         done = run(config, progress)
+        if config.rollout:
+            some = value_scenes(done.dataset, done.model.config.chunk, 60)
+            steered = steer_claims(
+                done.result, done.model, some, folder, progress, n=config.rollout, seed=config.seed
+            )
     except ActlensError as error:
         progress.print(Text(plain(f"{type(error).__name__}: {error}"), style="red"))
         return 3
     except KeyboardInterrupt:
         progress.print("interrupted; nothing was written")
         return 130
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = config.output_dir or Path("runs") / f"keyvalue-{stamp}"
     neurons = done.result.neurons()
     files = write_files(done, neurons, folder)
+    files += () if steered is None else steered.files
     if config.json:
         rows = lambda table: json.loads(table.to_json(orient="records"))
         content = {
@@ -220,24 +234,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             "layer": rows(done.result.layer_frame()),
             "neurons": rows(neurons[neurons.neuron.isin([one.neuron for one in done.shown])]),
             "provenance": done.origin,
+            **({} if steered is None else steered.rows()),
         }
         sys.stdout.write(json.dumps(content) + "\n")
         return 0
+    policy = describe(done.model, config.policy.path)
     took = f"{done.origin['seconds']:.0f} s, {done.origin['threads']} threads"
     Console().print(
         render_keyvalue(
             done.result,
             neurons,
             done.shown,
-            policy=describe(done.model, config.policy.path),
+            policy=policy,
             facts=[("data", done.origin["dataset"]), ("run", took)],
             files=files,
             next_steps=[
                 "python -m experiments.keyvalue --neurons 17 412   look at these",
+                "python -m experiments.keyvalue --rollout 6   does it move the robot that way?",
                 "python -m experiments.rome   write into the memory",
             ],
         )
     )
+    if steered is not None:
+        Console().print(steered.report(policy))
     return 0
 
 
