@@ -16,6 +16,8 @@ from actlens.model.act import HookedACT
 from actlens.report.steering import render_steering
 from actlens.scene import Scene
 
+STEPS = 90
+"""Control steps of a rollout, 40 ms each; a demonstration has 75."""
 CLUSTER = 20
 """Neurons that are dosed together, of those whose values agree."""
 
@@ -64,7 +66,7 @@ def steer_claims(
         SceneError: if the simulator does not fit the policy.
     """
     from actlens.sim.conditions import draw_starts
-    from actlens.sim.steered_rollouts import steer
+    from actlens.sim.steered_rollouts import SteeringOptions, steer
     from actlens.sim.steering import Claim, NeuronScales
 
     scales = NeuronScales.of(model, scenes, result.own.reading.site.block, seed=seed)
@@ -85,6 +87,7 @@ def steer_claims(
         task = bar.add_task("rollouts")
         found = steer(
             model, draw_starts(n, seed=seed), scales, claims,
+            options=SteeringOptions(steps=STEPS, seed=seed),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,10 @@ import json
 import pandas as pd
 import pytest
 
+from experiments import rollouts, steered
 from experiments.keyvalue import frames_of, main
+from tests.experiments.test_patching_command import save_tiny_policy
+from tests.sim.conftest import renderer  # noqa: F401  a fixture: skips where nothing can be drawn
 
 SMALL = ["--frames", "2", "--value-scenes", "3", "--show", "1", "--draws", "99"]
 EPISODES = ["--dataset.repo-id", "so101-pick-cube", "--dataset.episodes", *map(str, range(8))]
@@ -62,3 +65,34 @@ def test_mistakes_are_told_and_nothing_is_written(words, message, tmp_path, caps
     assert main([*words, "--output-dir", str(folder)]) == 3
     assert message in " ".join(capsys.readouterr().err.split())
     assert not folder.exists()
+
+
+def test_neurons_of_a_users_policy_are_dosed_in_rollouts(
+    tmp_path,
+    monkeypatch,
+    capsys,
+    renderer,  # noqa: F811
+):
+    monkeypatch.setattr(steered, "STEPS", 8)
+    policy = f"--policy.path={save_tiny_policy(tmp_path / 'policy')}"
+    words = [policy, *SMALL, *EPISODES, "--rollout", "1", "--json"]
+    assert main([*words, "--output-dir", str(tmp_path / "out")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    claims = {row["claim"] for row in found["steering"]}
+    assert len(claims) == 2
+    assert {row["dose"] for row in found["steering"]} == {-2, -1, 0, 1, 2}
+    frame = pd.read_parquet(tmp_path / "out" / "steering.parquet")
+    assert set(frame.claim) == claims
+
+
+def test_rollouts_without_the_simulator_start_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(rollouts, "find_spec", lambda name: None)
+    assert main(["--rollout", "1", "--output-dir", str(tmp_path / "out")]) == 3
+    assert "mujoco is not installed" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_foreign_policy_needs_demonstrations(tmp_path, capsys):
+    policy = f"--policy.path={save_tiny_policy(tmp_path / 'policy')}"
+    assert main([policy, "--output-dir", str(tmp_path / "out")]) == 3
+    assert "needs demonstrations" in " ".join(capsys.readouterr().err.split())
