@@ -22,6 +22,8 @@ from actlens.model.act import HookedACT
 from actlens.model.mlp_site import MLPSite
 from actlens.scene import Scene
 
+_LONGEST = 150.0
+"""Millimetres that the longest arrow may stand for, exaggerated: a third of a picture's width."""
 SceneAt = Callable[[str, int, int], Scene]
 """The scene of a source, episode and frame."""
 
@@ -86,7 +88,7 @@ def show_neurons(
     motions = [one.motion(model) for one in found]
     shifts = [gripper_shift(model, motion.action, motion.adds) for motion in motions]
     known = [shift for shift in shifts if shift is not None]
-    factor = exaggeration(torch.cat(known)) if known else 1.0
+    factor = exaggeration(torch.cat(known), longest=_LONGEST) if known else 1.0
     return tuple(
         ShownNeuron(
             one.neuron,

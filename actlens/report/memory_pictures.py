@@ -12,7 +12,14 @@ from actlens.report.keyvalue import describe_region
 from actlens.report.plain import plain
 
 _ADDS, _SPEAKS = "#b35806", "#542788"  # the ends of PuOr, safe for colour-blind readers
-_ARROW = {"arrowstyle": "-|>", "color": "#0050ff", "linewidth": 2.0, "shrinkA": 0, "shrinkB": 0}
+_ARROW = {
+    "arrowstyle": "-|>",
+    "color": "#0050ff",
+    "linewidth": 1.2,
+    "mutation_scale": 6,
+    "shrinkA": 0,
+    "shrinkB": 0,
+}
 
 
 def save_memories(
