@@ -23,6 +23,9 @@ NOISE = np.array([1.5, 1.5, 1.5, 1.5, 1.5, 0.0])
 NOISE_MEMORY = 0.8
 """Share of the disturbance that carries over from one step to the next."""
 
+UNSEEN = (Region.TRAIN, Region.HELD_OUT, Region.STRIP)
+"""What the episodes of a test set ask of a policy: nothing new, interpolation, extrapolation."""
+
 _JOURNAL = "recording.json"
 
 
@@ -38,8 +41,9 @@ class RecordingConfig:
     """Folder of the dataset; new, empty, or an interrupted recording together with --resume."""
     episodes: int = 100
     """Successful demonstrations to keep."""
-    regime: Literal["table", "five_positions"] = "table"
-    """Cube anywhere in the demonstrated cells of the table, or at five fixed places in turn."""
+    regime: Literal["table", "five_positions", "unseen"] = "table"
+    """Cube anywhere in the demonstrated cells of the table; at five fixed places in turn; or, to
+    test on, a third each in the demonstrated cells, in cells between them and in the strip."""
     seed: int = 0
     """Seed of everything random; the same seed gives the same dataset."""
     height: int = 240
@@ -116,6 +120,8 @@ def demonstrate(
     if config.regime == "five_positions":
         share = len(FIVE_POSITIONS) * index // config.episodes
         cube_xy = np.array(FIVE_POSITIONS[share])
+    elif config.regime == "unseen":
+        cube_xy = sample(UNSEEN[len(UNSEEN) * index // config.episodes], rng)
     else:
         cube_xy = sample(Region.TRAIN, rng)
     seed = int(rng.integers(2**31))
@@ -227,6 +233,9 @@ def _card(config: RecordingConfig, journal: Journal) -> str:
     places = {
         "table": "anywhere in the demonstrated cells of the table (`actlens.sim.regions`)",
         "five_positions": "at five fixed places, the same number of times each",
+        "unseen": "a third of the episodes each in demonstrated cells (other positions than a "
+        "training set of another seed has), in held-out cells between them, and in the strip "
+        "beyond them (`region` in `meta/episodes`); to test on, not to train on",
     }
     phases = ", ".join(f"{phase.name} {phase.first}-{phase.last}" for phase in PHASES)
     return f"""# Pick the cube, {config.regime.replace("_", " ")}

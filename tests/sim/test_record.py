@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from actlens.scenes.dataset import open_dataset
 from actlens.sim import dataset_writer
 from actlens.sim import record as recording
 from actlens.sim.expert import plan
@@ -142,9 +143,15 @@ def test_disturbances_are_smooth_and_end_before_the_grasp():
 
 
 @pytest.mark.parametrize(
-    ("name", "episodes"), [("so101-pick-cube", 100), ("so101-pick-cube-5pos", 50)]
+    ("name", "episodes", "regions"),
+    [
+        ("so101-pick-cube", 100, {Region.TRAIN}),
+        ("so101-pick-cube-5pos", 50, {Region.TRAIN}),
+        ("so101-pick-cube-unseen", 90, {*recording.UNSEEN}),
+    ],
+    ids=["table", "5pos", "unseen"],
 )
-def test_bundled_episodes_are_the_experts_and_can_be_replayed(physics, name, episodes):
+def test_bundled_episodes_are_the_experts_and_can_be_replayed(physics, name, episodes, regions):
     folder = BUNDLED / name
     rows = pq.read_table(folder / "meta/episodes/chunk-000/file-000.parquet").to_pylist()
     data = pq.read_table(folder / "data/chunk-000/file-000.parquet")
@@ -153,7 +160,7 @@ def test_bundled_episodes_are_the_experts_and_can_be_replayed(physics, name, epi
         for key in ("observation.state", "action", "label.cube")
     }
     starts = columns["label.cube"][:, 0]
-    assert {region_of(*start[:2]) for start in starts} == {Region.TRAIN}
+    assert {region_of(*start[:2]) for start in starts} == regions
     assert np.all(columns["label.cube"][:, -1, 2] > 0.05)
     for row in rows[:: episodes // 5]:
         index = row["episode_index"]
@@ -164,6 +171,17 @@ def test_bundled_episodes_are_the_experts_and_can_be_replayed(physics, name, epi
         # float32 positions of the cube: 1e-8 m, far below a thousandth of a degree.
         expected = plan(state, cube_xy, facts["cube"][3])
         np.testing.assert_allclose(columns["action"][index], expected, atol=1e-3)
+
+
+def test_the_test_set_is_a_third_each_of_what_was_shown_lies_between_and_lies_beyond():
+    dataset, shown = open_dataset("so101-pick-cube-unseen"), open_dataset("so101-pick-cube")
+    regions = [str(episode.labels["region"]) for episode in dataset.episodes]
+    assert regions == ["train"] * 30 + ["held_out"] * 30 + ["strip"] * 30
+    place = lambda data, e: [float(data.labels(e.index)[f"cube_{axis}"][0]) for axis in "xy"]
+    for episode, region in zip(dataset.episodes, regions, strict=True):
+        assert region_of(*place(dataset, episode)).value == region
+    old = {tuple(place(shown, episode)) for episode in shown.episodes}
+    assert not old & {tuple(place(dataset, episode)) for episode in dataset.episodes}
 
 
 def test_the_five_position_dataset_has_ten_episodes_at_each():
