@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -38,12 +38,15 @@ from actlens.report.keyvalue import render_keyvalue
 from actlens.report.memory_pictures import save_memories
 from actlens.report.plain import plain
 from actlens.scene import Scene
-from actlens.scenes.dataset import Dataset, open_dataset
+from actlens.scenes.dataset import Dataset
 from experiments.rollouts import require_simulator
-from experiments.scene_choice import Data, Policy, describe
+from experiments.scene_choice import (
+    Data,
+    Policy,
+    describe,
+    open_demonstrations,
+)
 from experiments.steered import steer_claims
-
-BUNDLED_DATA = "so101-pick-cube"
 
 
 @dataclass(frozen=True)
@@ -88,29 +91,6 @@ class Done:
     origin: dict
 
 
-def data_of(config: Config) -> Dataset:
-    """The demonstrations that the options name.
-
-    Raises:
-        SceneError: if another policy than a bundled one comes without demonstrations.
-    """
-    data, policy = config.dataset, config.policy.path
-    if data.root is None and data.repo_id is None:
-        if not policy.startswith(BUNDLED_DATA):
-            raise SceneError(
-                f"{policy} needs demonstrations: give --dataset.root=… or --dataset.repo_id=…"
-            )
-        dataset = open_dataset(policy)
-    else:
-        place = data.repo_id if data.root is None else data.root
-        assert place is not None
-        dataset = open_dataset(place, revision=data.revision)
-    if data.episodes:
-        kept = tuple(dataset.episode(index) for index in data.episodes)
-        dataset = replace(dataset, episodes=kept)
-    return dataset
-
-
 def frames_of(length: int, n: int, turn: int) -> list[int]:
     """So many frames of an episode, evenly apart, shifted from episode to episode."""
     step = max(1, length // n)
@@ -139,7 +119,7 @@ def run(config: Config, console: Console) -> Done:
     if config.rollout:
         require_simulator()
     model = config.policy.files.load()
-    dataset, chunk = data_of(config), model.config.chunk
+    dataset, chunk = open_demonstrations(config.dataset, config.policy.path), model.config.chunk
     block = config.block or f"decoder.{model.config.n_decoder_layers - 1}"
     if strange := [n for n in config.neurons if not 0 <= n < model.config.d_mlp]:
         raise SceneError(

@@ -8,10 +8,12 @@ from actlens.errors import SceneError
 from actlens.model.act import HookedACT
 from actlens.patching.pair_sources import DatasetPairs, PairFile, PairList, without_pictures
 from actlens.patching.pair_work import PolicyFiles
-from actlens.scenes.dataset import open_dataset
+from actlens.scenes.dataset import Dataset, open_dataset
 from actlens.scenes.pairs import nearest_pairs, pair_from_addresses
 
 BUNDLED_PAIRS = "so101-cube-moved"
+BUNDLED_DATA = "so101-pick-cube"
+"""What the names of bundled policies, and of their demonstrations, begin with."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,28 @@ class Choice:
 def load(config: Choice) -> HookedACT:
     """The policy."""
     return config.policy.files.load()
+
+
+def open_demonstrations(data: Data, policy: str) -> Dataset:
+    """The demonstrations that the options name; a bundled policy's own if they name none.
+
+    Raises:
+        SceneError: if they name none for another policy, or an episode that is not there.
+    """
+    if data.root is not None:
+        dataset = open_dataset(data.root, revision=data.revision)
+    elif data.repo_id is not None:
+        dataset = open_dataset(data.repo_id, revision=data.revision)
+    elif policy.startswith(BUNDLED_DATA):
+        dataset = open_dataset(policy)
+    else:
+        raise SceneError(
+            f"{policy} needs demonstrations: give --dataset.root=… or --dataset.repo_id=…"
+        )
+    if data.episodes:
+        kept = tuple(dataset.episode(index) for index in data.episodes)
+        dataset = dataclasses.replace(dataset, episodes=kept)
+    return dataset
 
 
 def source_of(config: Choice, model: HookedACT) -> PairFile | DatasetPairs:
