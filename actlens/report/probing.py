@@ -98,9 +98,9 @@ def _targets(probes: pd.DataFrame) -> Table:
     chosen = [s for s in ("pixels", "state", "encoder's output", "action vector") if s in table]
     chosen += [s for s in ("MLP coefficients", "predicted chunk") if s in table]
     shown = _table("R2 of every target", "target", *(_SHORT.get(s, s) for s in chosen))
-    for (frames, target), row in table.iterrows():
-        values = [f"{row[site]:.2f}" for site in chosen]
-        shown.add_row(Text(plain(f"{target}, {frames}")), *values)
+    for of, values in zip(table.index.to_list(), table[chosen].to_numpy(), strict=True):
+        frames, target = of
+        shown.add_row(Text(plain(f"{target}, {frames}")), *(f"{r2:.2f}" for r2 in values))
     return shown
 
 
