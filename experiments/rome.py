@@ -1,8 +1,8 @@
 """Make the policy do something else in one scene, and see what else changes. No training.
 
-Without arguments: the bundled policy, 50 scenes of different episodes, in each of them one joint ten
-degrees further, granted by rank-one edits of the last decoder MLP; how far that carries to scenes
-around, what it moves far away, and what fine-tuning and other rivals do. On your own policy:
+Without arguments: the bundled policy, 50 scenes of different episodes, in each of them one joint
+ten degrees further, granted by closed-form edits of the last decoder MLP; how far that carries to
+scenes around, what it moves far away, and what fine-tuning and other rivals do. On your own policy:
 
     python -m experiments.rome --policy.path=you/act_so101 --dataset.root=data/so101 \\
         --joint shoulder_pan.pos --offset 10
@@ -16,84 +16,46 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from actlens.allocator import keep_freed_memory
-from actlens.config import ACTION_KEY
 from actlens.errors import ActlensError, SceneError
 from actlens.matmul import fastest_float32_matmul
 from actlens.model.act import HookedACT
 from actlens.model.mlp_site import MLPSite, known_blocks
-from actlens.model.units import spread_of
 from actlens.provenance import provenance, write_json
 from actlens.report.chunks import save_chunks
 from actlens.report.plain import plain
 from actlens.report.rome import render_rome
 from actlens.rome.cases import Case, Kind, cases_of
+from actlens.rome.errors import EditError
 from actlens.rome.evaluation import Scale, evaluate, noise_drift
 from actlens.rome.evaluation_result import RomeEvaluation
-from actlens.rome.many import ManyEdits, compatible, contradicting, edit_many, rules
+from actlens.rome.many import ManyEdits, compatible, contradicting, edit_many
+from actlens.rome.many_rules import rules
+from actlens.rome.request import Request
 from actlens.rome.site_result import SiteSuccess
 from actlens.rome.site_success import SiteOptions, site_success
-from actlens.rome.situations import CUBE, places_of
+from actlens.rome.situations import places_of
 from actlens.rome.study import SCOPED, Study
 from actlens.rome.targets import TargetOptions, TargetSet, gather_targets, halves
-from actlens.scenes.dataset import Dataset, open_dataset
+from experiments.one_edit import edit_one
 from experiments.rollouts import require_simulator
-from experiments.scene_choice import Data, Policy, describe
+from experiments.rome_options import Asked, Config, block_of, progress
+from experiments.rome_rollouts import roll_out
+from experiments.scene_choice import describe, open_demonstrations
 
-BUNDLED = "so101-"
-MOST_SLOW = 16
-"""Cases on which slow rivals, other requests and the frontier are tried."""
-
-
-@dataclass(frozen=True)
-class Config:
-    """Options of the run."""
-
-    policy: Policy = field(default_factory=Policy)
-    dataset: Data = field(default_factory=Data)
-    """Demonstrations; the bundled policy's own if not given."""
-    block: str | None = None
-    """Whose MLP is edited: decoder.0, encoder.2, …; the last of the decoder if not given."""
-    joint: str | None = None
-    """That is to move; the first if not given."""
-    offset: float | None = None
-    """By how much, in dataset units; 10 if not given, or half of the joint's standard deviation
-    where that is less."""
-    tolerance: float | None = None
-    """Dataset units by which an action may miss its target; a tenth of the offset if not given."""
-    targets: int = 50
-    """Scenes to edit, each of another episode; at most half of the episodes."""
-    place: tuple[str, ...] = CUBE
-    """Labels, in metres, that say where an episode takes place. Episodes without them are near one
-    another if their demonstrations are."""
-    many: tuple[int, ...] = (1, 4, 16)
-    """How many requests to grant at once."""
-    sites: int = 6
-    """Requests to try at every block, beside causal tracing; 0 for none."""
-    scene: str | None = None
-    """Make one edit, in the scene EPISODE:FRAME, instead of an evaluation."""
-    export: Path | None = None
-    """With --scene: where the edited policy goes, as a LeRobot checkpoint."""
-    rollout: int = 0
-    """Also try edits in closed loop, so many, in the simulator (extra `sim`)."""
-    seed: int = 0
-    """Of targets, requests and the bootstrap."""
-    output_dir: Path | None = None
-    """Where files go; runs/rome-DATE-TIME if not given."""
-    json: bool = False
-    """Print one JSON object instead of the report."""
+FEW, FEWER = 12, 8
+"""Cases on which other requests and the frontier, and rivals that take long, are tried."""
+EVERY = 3
+"""Of the executed positions, those that are asked for at every block: encoder blocks take long."""
 
 
 @dataclass(frozen=True)
@@ -112,60 +74,16 @@ class Done:
     origin: dict
 
 
-def demonstrations(config: Config) -> Dataset:
-    """The dataset that the options name.
-
-    Raises:
-        SceneError: if they name none, and the policy brings none.
-    """
-    data, policy = config.dataset, config.policy.path
-    place = data.repo_id if data.root is None else data.root.expanduser()
-    if place is None:
-        if not policy.startswith(BUNDLED):
-            raise SceneError(
-                f"{policy} needs demonstrations: give --dataset.root=… or --dataset.repo_id=…"
-            )
-        place = policy
-    dataset = open_dataset(place, revision=data.revision)
-    if not data.episodes:
-        return dataset
-    kept = tuple(dataset.episode(index) for index in data.episodes)
-    return dataclasses.replace(dataset, episodes=kept)
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The request in numbers."""
-
-    joint: str
-    offset: float
-    tolerance: float
-
-    @classmethod
-    def by(cls, config: Config, model: HookedACT) -> "Asked":
-        """What the options ask for, with what they leave open filled in."""
-        joints = model.config.joints
-        joint = joints[0] if config.joint is None else config.joint
-        offset = config.offset
-        if offset is None:
-            spread = spread_of(model, ACTION_KEY, torch.zeros(len(joints))).tolist()
-            offset = min(10.0, dict(zip(joints, spread, strict=True)).get(joint, 20.0) / 2)
-        tolerance = abs(offset) / 10 if config.tolerance is None else config.tolerance
-        return cls(joint, offset, tolerance)
-
-
-def block_of(config: Config, model: HookedACT) -> str:
-    """Whose MLP is edited."""
-    block = config.block or f"decoder.{model.config.n_decoder_layers - 1}"
-    return MLPSite.of(model, block).block
-
-
 def evaluate_all(config: Config, console: Console) -> Done:
     """Load, read, edit, measure, and say what it took; `console` shows progress."""
     began = time.monotonic()
     reuses_memory = keep_freed_memory()
     model = config.policy.files.load()
-    dataset, block, asked = demonstrations(config), block_of(config, model), Asked.by(config, model)
+    dataset, block, asked = (
+        open_demonstrations(config.dataset, config.policy.path),
+        block_of(config, model),
+        Asked.by(config, model),
+    )
     places = places_of(dataset, config.place)
     fitted, looked_at = halves(dataset)
     options = TargetOptions(n_targets=config.targets, seed=config.seed)
@@ -185,14 +103,16 @@ def evaluate_all(config: Config, console: Console) -> Done:
     )
     cases = of_kind(Kind.ONE_JOINT)
     scale = Scale(asked.tolerance, study.limits)
-    few = lambda some: some[:MOST_SLOW]
-    others = {
-        kind: few(of_kind(kind)) for kind in (Kind.ANY_JOINT, Kind.SEVERAL_JOINTS, Kind.OTHER_SCENE)
-    }
-    plan = [(Kind.ONE_JOINT, cases, study.ways())]
-    plan += [(Kind.ONE_JOINT, few(cases), study.slow_ways())]
-    plan += [("frontier", few(cases), study.frontier())]
-    plan += [(kind, some, {SCOPED: study.scoped()}) for kind, some in others.items()]
+    plan = [
+        (Kind.ONE_JOINT, cases, study.ways()),
+        (Kind.ONE_JOINT, cases[:FEWER], study.slow_ways()),
+        ("frontier", cases[:FEW], study.frontier(cases[:FEW])),
+    ]
+    for kind in (Kind.ANY_JOINT, Kind.SEVERAL_JOINTS, Kind.OTHER_SCENE):
+        try:
+            plan.append((kind, of_kind(kind)[:FEW], {SCOPED: study.scoped()}))
+        except EditError as error:  # the limits allow the main request, and not this one
+            console.print(Text(plain(f"{kind}: left out. {error}"), style="yellow"))
     total = sum(len(some) * len(ways) for _, some, ways in plan)
     with progress(console, "edits", total) as tell:
         tried = [
@@ -212,18 +132,16 @@ def evaluate_all(config: Config, console: Console) -> Done:
     against = contradicting(either, found, places, max(config.many) // 2)
     tried_rules = rules(study)
     with progress(console, "many edits", 2 * len(tried_rules) * sum(config.many)) as tell:
-        many = edit_many(either, found, tried_rules, config.many, scale, places, progress=tell)
-        many += edit_many(
+        granted = edit_many(either, found, tried_rules, config.many, scale, places, progress=tell)
+        granted += edit_many(
             against, found, tried_rules, [len(against)], scale, places,
             contradictory=True, progress=tell,
         )  # fmt: skip
     sites = explained = None
     if config.sites:
-        by_site = tried_at_sites(config, model, study, found, cases, asked, console)
-        sites, explained = (
-            by_site.summary(seed=config.seed),
-            by_site.explained_frame(seed=config.seed),
-        )
+        by_site = tried_at_sites(config, study, cases, asked, console)
+        sites = by_site.summary(seed=config.seed)
+        explained = by_site.explained_frame(seed=config.seed)
     facts = {
         "dataset": dataset.name,
         "block": block,
@@ -235,37 +153,23 @@ def evaluate_all(config: Config, console: Console) -> Done:
         "keeps_freed_memory": reuses_memory,
     }
     origin = provenance(model, config, seconds=time.monotonic() - began, facts=facts)
-    return Done(
-        tried[0],
-        tuple(tried[1:]),
-        ManyEdits(many, config.seed),
-        sites,
-        explained,
-        found,
-        study,
-        model,
-        origin,
-    )
+    first, *further = tried
+    many = ManyEdits(granted, config.seed)
+    return Done(first, tuple(further), many, sites, explained, found, study, model, origin)
 
 
 def tried_at_sites(
-    config: Config,
-    model: HookedACT,
-    study: Study,
-    found: TargetSet,
-    cases: Sequence[Case],
-    asked: Asked,
-    console: Console,
+    config: Config, study: Study, cases: Sequence[Case], asked: Asked, console: Console
 ) -> SiteSuccess:
     """The first requests at every block, beside causal tracing."""
     some = cases[: config.sites]
     blocks = [study.statistics, *study.elsewhere]
-    order = known_blocks(model)
+    order = known_blocks(study.model)
     blocks.sort(key=lambda one: order.index(one.site.block))
     with progress(console, "edits by block", len(some) * len(blocks)) as tell:
         return site_success(
-            model,
-            [case.prepared.requests[0] for case in some],
+            study.model,
+            [_sparser(case) for case in some],
             blocks,
             [[] for _ in some],
             options=SiteOptions(within=asked.tolerance, seed=config.seed),
@@ -274,13 +178,9 @@ def tried_at_sites(
         )
 
 
-@contextmanager
-def progress(console: Console, what: str, total: int) -> Generator[Callable[[int], None]]:
-    """A bar; gives the function that moves it on."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda n: bar.advance(task, n)
+def _sparser(case: Case) -> Request:
+    """A case's request for fewer positions."""
+    return dataclasses.replace(case.prepared.requests[0], positions=tuple(case.positions[::EVERY]))
 
 
 def tables_of(done: Done) -> dict[str, pd.DataFrame]:
@@ -344,11 +244,6 @@ def show(done: Done, config: Config, folder: Path) -> None:
     )
 
 
-def edit_one(config: Config, console: Console) -> None:
-    """Make one edit, say what it does, and export the policy."""
-    raise NotImplementedError
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, write, show."""
     import tyro
@@ -359,7 +254,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     folder = config.output_dir or Path("runs") / f"rome-{stamp}"
     try:
         if config.scene is not None:
-            edit_one(config, console)
+            edit_one(config, folder, console)
             return 0
         if config.export is not None:
             raise SceneError("--export needs the scene to edit: add --scene EPISODE:FRAME.")
@@ -367,6 +262,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             require_simulator()
         done = evaluate_all(config, console)
         show(done, config, folder)
+        if config.rollout:
+            report = roll_out(config, done.study, folder, console)
+            (console if config.json else Console()).print(Text(), report)
     except ActlensError as error:
         console.print(Text(plain(f"{type(error).__name__}: {error}"), style="red"))
         return 3

@@ -86,7 +86,7 @@ def open_demonstrations(data: Data, policy: str) -> Dataset:
         SceneError: if they name none for another policy, or an episode that is not there.
     """
     if data.root is not None:
-        dataset = open_dataset(data.root, revision=data.revision)
+        dataset = open_dataset(data.root.expanduser(), revision=data.revision)
     elif data.repo_id is not None:
         dataset = open_dataset(data.repo_id, revision=data.revision)
     elif policy.startswith(BUNDLED_DATA):

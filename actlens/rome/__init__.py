@@ -19,9 +19,12 @@ layers, and at random ones, may do as well (Hase et al. 2023).
 
 from actlens.interventions.mlp_runs import MLPRuns
 from actlens.model.mlp_site import MLPSite, known_blocks
+from actlens.rome.cases import Case, Kind, cases_of
 from actlens.rome.conflicts import Conflict
 from actlens.rome.editing import EditOptions, make_edit, solve_edit
 from actlens.rome.errors import EditError
+from actlens.rome.evaluation import Change, Evaluated, Measure, Scale, evaluate
+from actlens.rome.evaluation_result import RomeEvaluation
 from actlens.rome.export import export_policy, model_card
 from actlens.rome.files import load_edit, load_statistics, save_edit, save_statistics
 from actlens.rome.jitter import NO_JITTER, Jitter
@@ -30,8 +33,13 @@ from actlens.rome.prepared import Prepared, prepare
 from actlens.rome.record import EditRecord, RequestRecord
 from actlens.rome.request import JointLimits, Offset, Request
 from actlens.rome.ridge import RidgeCurve
+from actlens.rome.scope import Scope, scoped
+from actlens.rome.site_success import SiteOptions, SiteSuccess, site_success
+from actlens.rome.situations import Places, Situation, places_of
 from actlens.rome.statistics import KeyStatistics, key_statistics
+from actlens.rome.study import Study
 from actlens.rome.sweep import RidgeSweep, sweep_ridges
+from actlens.rome.targets import TargetOptions, gather_targets
 from actlens.rome.update import Exact, NullSpace, SoftLeastSquares
 from actlens.rome.values import Adam, GaussNewton
 from actlens.rome.weight_edit import Applied, WeightEdit, apply_edits, edited_actions
@@ -40,40 +48,60 @@ __all__ = [
     "NO_JITTER",
     "Adam",
     "Applied",
+    "Case",
+    "Change",
     "Conflict",
     "EditError",
     "EditOptions",
     "EditRecord",
+    "Evaluated",
     "Exact",
     "GaussNewton",
     "Jitter",
     "JointLimits",
     "KeyMetric",
     "KeyStatistics",
+    "Kind",
     "MLPRuns",
     "MLPSite",
+    "Measure",
     "NullSpace",
     "Offset",
+    "Places",
     "Prepared",
     "Readers",
     "Request",
     "RequestRecord",
     "RidgeCurve",
     "RidgeSweep",
+    "RomeEvaluation",
+    "Scale",
+    "Scope",
+    "SiteOptions",
+    "SiteSuccess",
+    "Situation",
     "SoftLeastSquares",
+    "Study",
+    "TargetOptions",
     "WeightEdit",
     "apply_edits",
+    "cases_of",
     "edited_actions",
+    "evaluate",
     "export_policy",
+    "gather_targets",
     "key_statistics",
     "known_blocks",
     "load_edit",
     "load_statistics",
     "make_edit",
     "model_card",
+    "places_of",
     "prepare",
     "save_edit",
     "save_statistics",
+    "scoped",
+    "site_success",
     "solve_edit",
     "sweep_ridges",
 ]

@@ -1,0 +1,200 @@
+"""Which tokens does the policy attend to, and is that what it acts on? The claims, tested.
+
+How many tokens get attention, beside random logits of the same spread; how much the arm state, the
+latent and each camera get, along the action chunk; whether other scenes have other tokens; and by
+exact interventions whether the attended tokens suffice, and where the arm state is when the decoder
+looks. Options are those of the other experiments:
+
+    python -m experiments.attention --policy.path=you/act_so101 --dataset.root=data/so101
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from actlens.allocator import keep_freed_memory
+from actlens.attention import AttentionAnalysis, AttentionOptions, analyse_attention
+from actlens.errors import ActlensError, SceneError
+from actlens.metrics import Positions, position_weights
+from actlens.model.act import HookedACT
+from actlens.provenance import provenance, write_json
+from actlens.report.attention import render_attention
+from actlens.report.attention_maps import save_attention_maps
+from actlens.report.plain import plain
+from actlens.scene import Scene
+from actlens.scenes.dataset import Dataset
+from experiments.scene_choice import Data, Policy, describe, open_demonstrations
+
+
+@dataclass(frozen=True)
+class Config:
+    """Options of the run."""
+
+    policy: Policy = field(default_factory=Policy)
+    dataset: Data = field(default_factory=Data)
+    """Demonstrations; the bundled policy's own if not given."""
+    episodes: int = 40
+    """How many episodes are looked at, spread over the dataset; two by two tokens are swapped."""
+    moments: int = 4
+    """Scenes of every episode, evenly apart."""
+    top: tuple[int, ...] = (1, 5, 10, 20, 50)
+    """Numbers of tokens that are kept to see whether they suffice."""
+    random: int = 5
+    """Draws of as many random tokens."""
+    positions: Positions = Positions.WHOLE
+    """Which positions of the action chunk count."""
+    seed: int = 0
+    """Of random tokens, nulls and bootstraps."""
+    output_dir: Path | None = None
+    """Where files go; runs/attention-DATE-TIME if not given."""
+    json: bool = False
+    """Print one JSON object instead of the report."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a run found."""
+
+    result: AttentionAnalysis
+    model: HookedACT
+    positions: Positions
+    origin: dict
+
+
+def chosen_frames(length: int, moments: int) -> list[int]:
+    """Frames at the same shares of every episode's length; the first is 0, the last none."""
+    return [length * moment // moments for moment in range(moments)]
+
+
+def chosen_episodes(dataset: Dataset, chunk: int, n: int, moments: int) -> Iterator[list[Scene]]:
+    """The scenes of each of some episodes, spread over the dataset; an even number of episodes."""
+    n = min(n, len(dataset.episodes)) // 2 * 2
+    for i in range(n):
+        episode = dataset.episodes[i * len(dataset.episodes) // n]
+        frames = chosen_frames(episode.length, moments)
+        yield list(dataset.scenes(chunk=chunk, episodes=[episode.index], frames=frames))
+
+
+def shown_positions(model: HookedACT, positions: Positions) -> tuple[int, ...]:
+    """Of those that count: the first, the last that is executed, the middle, the last."""
+    counted = position_weights(model.config, positions).nonzero().flatten().tolist()
+    executed = min(model.config.n_action_steps, len(counted)) - 1
+    return tuple(sorted({counted[i] for i in (0, executed, len(counted) // 2, -1)}))
+
+
+def run(config: Config, console: Console) -> Done:
+    """Load, read, intervene, and say what it took; `console` shows progress."""
+    began = time.monotonic()
+    reuses_memory = keep_freed_memory()
+    if config.episodes < 2 or config.moments < 1:
+        raise SceneError(
+            "Look at two episodes at least, and at one moment of each: got --episodes "
+            f"{config.episodes} --moments {config.moments}."
+        )
+    options = AttentionOptions(
+        positions=config.positions, tops=config.top, random=config.random, seed=config.seed
+    )
+    model = config.policy.files.load()
+    dataset = open_demonstrations(config.dataset, config.policy.path)
+    shortest = min((e.length for e in dataset.episodes), default=0)
+    if len(dataset.episodes) < 2 or shortest < config.moments:
+        raise SceneError(
+            f"{dataset.name} has {len(dataset.episodes)} episodes, the shortest of {shortest} "
+            f"frames: two are needed, of {config.moments} frames (--moments) at least."
+        )
+    columns = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    bar = Progress(TextColumn("looking"), *columns, console=console, transient=True)
+    episodes = chosen_episodes(dataset, model.config.chunk, config.episodes, config.moments)
+    with bar:
+        task = bar.add_task("looking", total=min(config.episodes, len(dataset.episodes)) // 2 * 2)
+        result = analyse_attention(
+            model, episodes, options=options, progress=lambda n: bar.advance(task, n)
+        )
+    facts = {
+        "dataset": dataset.name,
+        "scenes": [[*scene.episode, scene.frame] for scene in result.survey.scenes],
+        "keeps_freed_memory": reuses_memory,
+    }
+    origin = provenance(model, config, seconds=time.monotonic() - began, facts=facts)
+    return Done(result, model, config.positions, origin)
+
+
+def write_files(done: Done, frames: dict[str, pd.DataFrame], folder: Path) -> tuple[Path, ...]:
+    """Tables, picture and provenance of a run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, table in frames.items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+        table.to_parquet(folder / f"{name}.parquet", index=False)
+        files.append(folder / f"{name}.csv")
+    if done.model.config.cameras:
+        files.append(folder / "maps.png")
+        positions = shown_positions(done.model, done.positions)
+        save_attention_maps(done.result, done.model.config, files[-1], positions=positions)
+    files.append(folder / "provenance.json")
+    write_json(files[-1], done.origin)
+    return tuple(files)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run, write, show."""
+    import tyro
+
+    config = tyro.cli(
+        Config,
+        prog="python -m experiments.attention",
+        description=__doc__,
+        args=argv,
+        config=(tyro.conf.EnumChoicesFromValues,),
+    )
+    progress = Console(stderr=True)
+    try:
+        done = run(config, progress)
+    except ActlensError as error:
+        progress.print(Text(plain(f"{type(error).__name__}: {error}"), style="red"))
+        return 3
+    except KeyboardInterrupt:
+        progress.print("interrupted; nothing was written")
+        return 130
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = config.output_dir or Path("runs") / f"attention-{stamp}"
+    frames = done.result.frames()
+    files = write_files(done, frames, folder)
+    if config.json:
+        rows = lambda table: json.loads(table.to_json(orient="records"))
+        shown = ("claims", "overlap", "sufficiency", "absorption", "carriers")
+        content = {name: rows(frames[name]) for name in shown}
+        for name in ("concentration", "shares", "rank_correlation"):
+            table = frames[name]
+            content[name] = rows(table[table.position == "all"])
+        sys.stdout.write(json.dumps(content | {"provenance": done.origin}) + "\n")
+        return 0
+    took = f"{done.origin['seconds']:.0f} s, {done.origin['threads']} threads"
+    Console().print(
+        render_attention(
+            done.result,
+            frames,
+            policy=describe(done.model, config.policy.path),
+            positions=shown_positions(done.model, done.positions),
+            facts=[("data", done.origin["dataset"]), ("run", took)],
+            files=files,
+            next_steps=[
+                "python -m experiments.patching   single tokens swapped, block by block",
+                "python -m experiments.attention --positions=executed   what is carried out",
+            ],
+        )
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
