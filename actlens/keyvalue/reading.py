@@ -56,7 +56,7 @@ def read_memories(
     Args:
         top: triggers to keep of every neuron.
         n_background: entries to keep in the sample.
-        seed: of the sample.
+        seed: of the sample, and of the order of entries that trigger a neuron equally.
 
     Raises:
         SceneError: if there is no entry, or an episode comes in pieces.
@@ -70,7 +70,7 @@ def read_memories(
     for some in entries:
         if first is None or sample is None:
             first, sample = some, _Sample(n_background, seed)
-            passes = [_Pass(one, some, top) for one in keys]
+            passes = [_Pass(one, some, top, seed) for one in keys]
         if some.episode != last:
             if some.episode in episodes:
                 raise SceneError(
@@ -108,14 +108,20 @@ def read_memories(
 
 
 class _Pass:
-    """What one set of keys has made of the entries so far."""
+    """What one set of keys has made of the entries so far.
 
-    def __init__(self, keys: Keys, first: Entries, top: int):
+    Entries at which a neuron fires equally are taken in random order: in the order of the stream, a
+    neuron that is the same everywhere would seem to look for first frames and first positions.
+    """
+
+    def __init__(self, keys: Keys, first: Entries, top: int, seed: int):
         n, n_traits = len(keys.weight), len(first.trait_names)
         self.keys = keys
         self.by_frame, self.by_episode = TopEntries(n, top, n_traits), TopEntries(n, top, n_traits)
         self.sums = ActivitySums(n, first.positions, timed=keys.site.in_decoder)
+        self._generator = torch.Generator().manual_seed(seed)
         self._strongest = torch.full((n,), -torch.inf)
+        self._lot = torch.zeros(n)
         self._described = torch.full((n, 3 + n_traits), torch.nan, dtype=torch.float64)
 
     @torch.no_grad()
@@ -126,7 +132,9 @@ class _Pass:
         found = found.masked_fill_(~some.counted, -torch.inf)
         traits, frames = torch.from_numpy(some.traits), torch.from_numpy(some.frames)
         self.sums.add(found, some.counted, frames)
-        of_frame, position = found.max(2)
+        rows, places = (self._order(n) for n in some.inputs.shape[:2])
+        of_frame, place = found[:, rows[:, None], places].max(2)
+        position, frames, traits = places[place], frames[rows], traits[rows]
 
         def describe(neuron: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
             at = position[neuron, row]
@@ -135,14 +143,20 @@ class _Pass:
 
         self.by_frame.offer(of_frame, describe)
         strongest, row = of_frame.max(1)
-        more = (strongest > self._strongest).nonzero()
-        self._strongest[more] = strongest[more]
+        lot = torch.rand(len(strongest), generator=self._generator)
+        tied = (strongest == self._strongest) & (lot > self._lot)
+        more = ((strongest > self._strongest) | tied).nonzero()
+        self._strongest[more], self._lot[more] = strongest[more], lot[more]
         self._described[more] = describe(more, row[more])
+
+    def _order(self, n: int) -> torch.Tensor:
+        return torch.randperm(n, generator=self._generator)
 
     def leave(self) -> None:
         """The present episode has ended."""
         self.by_episode.offer(self._strongest[:, None], lambda neuron, _: self._described[neuron])
         self._strongest.fill_(-torch.inf)
+        self._lot.zero_()
         self.sums.leave()
 
 

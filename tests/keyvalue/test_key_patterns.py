@@ -162,6 +162,15 @@ def test_neurons_that_fire_in_too_few_episodes_are_not_tested(patterns):
     assert patterns.n_triggers[PHASE] == 12  # a quarter of 60 episodes, and of the known sizes
 
 
+def test_a_neuron_that_is_the_same_everywhere_looks_for_nothing():
+    weight, bias = torch.zeros(3, 10 + 4 + 2 + N_EPISODES + 8), torch.ones(3)
+    keys = Keys(MLPSite("decoder.0"), weight, bias, Activation.RELU)
+    (even,) = read_memories([keys], moments(), top=25)
+    assert not find_patterns(even, draws=999).significant().any()
+    assert len(np.unique(even.by_episode.position)) == N_POSITIONS
+    assert len(np.unique(even.by_episode.frame)) > N_FRAMES / 2
+
+
 def test_the_patterns_table_says_what_the_arrays_say(patterns):
     frame = patterns.frame()
     row = frame[(frame.neuron == PHASE) & (frame.trait == "frame")].iloc[0]
