@@ -1,9 +1,12 @@
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 HEAVY = (
     "av",
     "h5py",
@@ -62,3 +65,14 @@ def test_importing_prints_nothing_and_defines_names_only():
     statement = "import warnings; hooks = warnings.showwarning, sys.excepthook; import actlens; "
     statement += "assert hooks == (warnings.showwarning, sys.excepthook)"
     measure(statement)  # its output must be JSON and nothing else
+
+
+def test_the_commands_let_threads_sleep_while_they_wait():
+    code = "import experiments, os, sys; assert 'torch' not in sys.modules; "
+    code += "print(os.environ['OMP_WAIT_POLICY'])"
+    keep = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    run = lambda env: subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env, cwd=ROOT
+    ).stdout.strip()
+    assert run(keep) == "PASSIVE"
+    assert run(keep | {"OMP_WAIT_POLICY": "ACTIVE"}) == "ACTIVE"  # who asks for it gets it
