@@ -52,7 +52,7 @@ from experiments.rome_options import Asked, Config, block_of, progress
 from experiments.rome_rollouts import roll_out
 from experiments.scene_choice import describe, open_demonstrations
 
-FEW, FEWER = 12, 8
+FEW, FEWER = 10, 8
 """Cases on which other requests and the frontier, and rivals that take long, are tried."""
 EVERY = 3
 """Of the executed positions, those that are asked for at every block: encoder blocks take long."""

@@ -43,7 +43,7 @@ class Config:
     another if their demonstrations are."""
     many: tuple[int, ...] = (1, 4, 16)
     """How many requests to grant at once."""
-    sites: int = 5
+    sites: int = 3
     """Requests to try at every block, beside causal tracing; 0 for none."""
     scene: str | None = None
     """Make one edit, in the scene EPISODE:FRAME, instead of an evaluation."""

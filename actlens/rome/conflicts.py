@@ -65,6 +65,11 @@ def compatibility(start: Linearised, *, limit: float = PRICE_LIMIT) -> Compatibi
 
 def _least_drift(gram: Float[Tensor, "row row"], wanted: Float[Tensor, " row"]) -> float:
     """r^T G^-1 r; infinite where r leaves the range of G."""
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    lengths = factor.diagonal()
+    if not failed and lengths.min() > 1e-4 * lengths.max():  # well away from singular
+        solved = torch.linalg.solve_triangular(factor, wanted[:, None], upper=False)
+        return float(solved.square().sum())
     squares, directions = torch.linalg.eigh(gram)
     along = directions.T @ wanted
     possible = squares > 1e-12 * squares[-1]
