@@ -192,11 +192,13 @@ def edited_actions(runs: MLPRuns, *edits: WeightEdit) -> Float[Tensor, "scene ch
     Raises:
         EditError: if an edit is of another MLP.
     """
-    written = runs.output.new_zeros(runs.output.shape, dtype=torch.float64)
+    written = torch.zeros_like(runs.output)
     for edit in edits:
         if edit.site != runs.site:
             raise EditError(
                 f"The edit is of {edit.site.block}; the scenes were kept at {runs.site.block}."
             )
-        written = written + edit.written_at(runs.keys).to(written)
+        # In the runs' precision: a policy with the edit in its weights computes no finer.
+        right, left = edit.right.to(runs.keys), edit.left.to(runs.keys)
+        written = written + runs.keys @ right.T @ left.T
     return runs.actions_with(written)
