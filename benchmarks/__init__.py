@@ -1,1 +1,6 @@
-"""What looking costs, and how HookedACT compares with a network without hooks."""
+"""Ratios against peers and limits, measured in one run. `python -m benchmarks.NAME --help`."""
+
+import os
+
+# As the experiments do, and for the same reason.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
