@@ -15,6 +15,7 @@ from actlens.attention import AttentionAnalysis, Claim, Verdict
 from actlens.attention.effects import OTHER, SAME
 from actlens.attention.survey import ALL, EACH, MEAN
 from actlens.report.closing import closing
+from actlens.report.layout import facts_header
 from actlens.report.plain import plain
 
 _COLOURS = {Verdict.SUPPORTED: "green", Verdict.REFUTED: "red", Verdict.UNDECIDED: "yellow"}
@@ -84,22 +85,13 @@ def _header(
     result: AttentionAnalysis, policy: str, facts: Sequence[tuple[str, str]]
 ) -> RenderableType:
     survey, effects = result.survey, result.effects
-    table = Table.grid(padding=(0, 1))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row(Text("attention"), Text("which tokens, and do they matter?", style="bold"))
-    table.add_row(Text("policy"), Text(plain(policy)))
     n_episodes = len(set(survey.episodes.tolist()))
-    table.add_row(
-        Text("scenes"),
-        Text(
-            f"{len(survey.scenes)} of {n_episodes} episodes; interventions on "
-            f"{len(effects.scenes)} of them, swaps within {effects.scenes[-1].pair + 1} pairs"
-        ),
+    scenes = (
+        f"{len(survey.scenes)} of {n_episodes} episodes; interventions on "
+        f"{len(effects.scenes)} of them, swaps within {effects.scenes[-1].pair + 1} pairs"
     )
-    for name, value in facts:
-        table.add_row(Text(plain(name)), Text(plain(value)))
-    return Group(table, Text())
+    lines = [("policy", policy), ("scenes", scenes), *facts]
+    return Group(facts_header("attention", "which tokens, and do they matter?", lines), Text())
 
 
 def _table(title: str, first: str, *columns: str) -> Table:

@@ -9,6 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from actlens.report.cells import estimate, number, p_value
+from actlens.report.layout import facts_header, words_and_numbers
 from actlens.report.plain import plain
 
 
@@ -46,51 +48,41 @@ def render_closed_loop(
 
 
 def _header(n: int, policy: str, steps: int, facts: Sequence[tuple[str, str]]) -> RenderableType:
-    table = Table.grid(padding=(0, 1))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row(Text("closed loop"), Text("what does it do to the robot?", style="bold"))
-    table.add_row(Text("policy"), Text(plain(policy)))
-    table.add_row(Text("rollouts"), Text(f"{n} starts, {steps} control steps, each condition"))
-    for name, value in facts:
-        table.add_row(Text(plain(name)), Text(plain(value)))
-    return Group(table, Text())
-
-
-def _table(title: str, *columns: str) -> Table:
-    table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 1))
-    table.add_column("condition", overflow="fold", ratio=1)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
+    rollouts = f"{n} starts, {steps} control steps, each condition"
+    lines = [("policy", policy), ("rollouts", rollouts), *facts]
+    return Group(facts_header("closed loop", "what does it do to the robot?", lines), Text())
 
 
 def _outcomes(summary: pd.DataFrame) -> Table:
-    table = _table("Outcome", "success, 95 %", "lost", "won", "change, 95 %", "p", "q")
+    table = words_and_numbers(
+        "Outcome", "condition", "success, 95 %", "lost", "won", "change, 95 %", "p", "q"
+    )
     for _, row in summary.iterrows():
         success = f"{row.successes}/{row.rollouts}"
         table.add_row(
             Text(plain(row.condition)),
             f"{success} ({100 * row.success_low:.0f}…{100 * row.success_high:.0f} %)",
-            _number(row.lost, ".0f"),
-            _number(row.gained, ".0f"),
+            number(row.lost, ".0f"),
+            number(row.gained, ".0f"),
             _percent(row.success_change_low, row.success_change_high),
-            _p(row.p),
-            _p(row.q),
+            p_value(row.p),
+            p_value(row.q),
             style=_style(row),
         )
     return table
 
 
 def _displacements(summary: pd.DataFrame) -> Table:
-    table = _table("Gripper", "off by, mm", "change, 95 %", "path, mm", "followed, 95 %")
+    table = words_and_numbers(
+        "Gripper", "condition", "off by, mm", "change, 95 %", "path, mm", "followed, 95 %"
+    )
     for _, row in summary.iterrows():
         table.add_row(
             Text(plain(row.condition)),
             f"{row.tip_error_mm:.1f}",
-            _estimate(row, "tip_error_change_mm", "+.0f"),
-            _number(row.path_mm, ".1f"),
-            _estimate(row, "followed", ".2f"),
+            estimate(row, "tip_error_change_mm", "+.0f"),
+            number(row.path_mm, ".1f"),
+            estimate(row, "followed", ".2f"),
             style=_style(row),
         )
     return table
@@ -98,15 +90,17 @@ def _displacements(summary: pd.DataFrame) -> Table:
 
 def _corrections(correction: pd.DataFrame) -> Table:
     title = "What the loop undoes of one intervened inference"
-    table = _table(title, "open", "closed, mm", "corrected, 95 %", "fresh", "looking")
+    table = words_and_numbers(
+        title, "condition", "open", "closed, mm", "corrected, 95 %", "fresh", "looking"
+    )
     for _, row in correction.iterrows():
         table.add_row(
             Text(plain(row.condition)),
             f"{row.open_mm:.1f}",
             f"{row.closed_mm:.1f}",
-            _estimate(row, "corrected", ".2f"),
-            _number(row.by_fresh_chunks, ".2f"),
-            _number(row.by_looking, ".2f"),
+            estimate(row, "corrected", ".2f"),
+            number(row.by_fresh_chunks, ".2f"),
+            number(row.by_looking, ".2f"),
             style="dim" if np.isnan(row.corrected) else None,
         )
     return table
@@ -147,22 +141,5 @@ def _style(row: pd.Series) -> str | None:
     return "dim" if np.isnan(row.q) else None
 
 
-def _number(value: float, form: str) -> str:
-    return "" if np.isnan(value) else format(value, form)
-
-
 def _percent(low: float, high: float) -> str:
     return "" if np.isnan(low) else f"{100 * low:+.0f}…{100 * high:+.0f} %"
-
-
-def _estimate(row: pd.Series, name: str, form: str) -> str:
-    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
-    if np.isnan(low):
-        return _number(value, form)
-    return f"{value:{form}} ({low:{form}}…{high:{form}})"
-
-
-def _p(value: float) -> str:
-    if np.isnan(value):
-        return ""
-    return f"{value:.3f}" if value >= 0.0005 else "<.001"

@@ -3,14 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from actlens.report.cells import estimate, p_value
 from actlens.report.closing import closing
-from actlens.report.plain import plain
+from actlens.report.layout import facts_header
 
 
 def render_edited_rollouts(
@@ -35,14 +35,10 @@ def render_edited_rollouts(
         next_steps: commands worth running now.
     """
     n = int(summary.cases.max())
-    header = Table.grid(padding=(0, 1))
-    header.add_column(style="dim", no_wrap=True)
-    header.add_column(overflow="fold")
     question = "carried out there, unchanged elsewhere?"
-    header.add_row(Text("edits in closed loop"), Text(question, style="bold"))
     rollouts = f"{n} edits, each from 3 starts, {steps} control steps, without and with"
-    for name, value in [("policy", policy), ("asked", asked), ("rollouts", rollouts), *facts]:
-        header.add_row(Text(plain(name)), Text(plain(value)))
+    lines = [("policy", policy), ("asked", asked), ("rollouts", rollouts), *facts]
+    header = facts_header("edits in closed loop", question, lines)
     parts: list[RenderableType] = [header, Text(), _request(summary), Text(), _outcome(summary)]
     parts += [Text(), Text(_note(summary, n))]
     parts += closing([], 0, min_effect=0, files=files, next_steps=next_steps)
@@ -64,7 +60,7 @@ def _request(summary: pd.DataFrame) -> Table:
     table = _table("How much of the request is done, as a share of it", *columns)
     for _, row in summary.iterrows():
         commanded, drift, later = (
-            _estimate(row, name, ".2f") for name in ("commanded", "drift", "afterwards")
+            estimate(row, name, ".2f") for name in ("commanded", "drift", "afterwards")
         )
         table.add_row(_where(row), commanded, drift, f"{row.moved:.2f}", later)
     return table
@@ -82,8 +78,8 @@ def _outcome(summary: pd.DataFrame) -> Table:
             f"{row.lost:.0f}",
             f"{row.gained:.0f}",
             f"{low:+.0f}…{high:+.0f} %",
-            f"{row.p:.3f}" if row.p >= 0.0005 else "<.001",
-            _estimate(row, "path_mm", ".1f"),
+            p_value(row.p),
+            estimate(row, "path_mm", ".1f"),
         )
     return table
 
@@ -111,10 +107,3 @@ def _note(summary: pd.DataFrame, n: int) -> str:
             else f" (no interval of means: {n} edits; 5 are needed)."
         )
     )
-
-
-def _estimate(row: pd.Series, name: str, form: str) -> str:
-    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
-    if np.isnan(value):
-        return ""
-    return f"{value:{form}}" if np.isnan(low) else f"{value:{form}} ({low:{form}}…{high:{form}})"

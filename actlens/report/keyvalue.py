@@ -12,6 +12,7 @@ from rich.text import Text
 from actlens.keyvalue import ClosedFormValues, KeyValueAnalysis, ShownNeuron
 from actlens.keyvalue.downstream import MIN_CONSISTENCY
 from actlens.report.closing import closing
+from actlens.report.layout import facts_header, words_and_numbers
 from actlens.report.plain import plain
 
 _FIGURES = {
@@ -67,38 +68,23 @@ def _header(
 ) -> RenderableType:
     reading = result.own.reading
     where = "chunk positions" if reading.site.in_decoder else "tokens"
-    table = Table.grid(padding=(0, 1))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(overflow="fold")
-    table.add_row(Text("key-value"), Text("what does the MLP remember?", style="bold"))
-    table.add_row(Text("policy"), Text(plain(policy)))
-    table.add_row(
-        Text("memory"),
-        Text(
+    lines = [
+        ("policy", policy),
+        (
+            "memory",
             f"{reading.site.block}.mlp, {len(result.own.patterns.n_triggers):,} neurons, read at "
             f"{reading.activity.n_entries:,} entries ({reading.n_frames:,} frames of "
-            f"{len(reading.episodes)} episodes x {len(reading.positions)} {where})"
+            f"{len(reading.episodes)} episodes x {len(reading.positions)} {where})",
         ),
-    )
-    table.add_row(
-        Text("values"), Text(f"over {len(result.value_scenes)} scenes, one of each episode")
-    )
-    for name, value in facts:
-        table.add_row(Text(plain(name)), Text(plain(value)))
-    return Group(table, Text())
-
-
-def _table(title: str, first: str, *columns: str) -> Table:
-    table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 1))
-    table.add_column(first, overflow="fold", ratio=1)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
+        ("values", f"over {len(result.value_scenes)} scenes, one of each episode"),
+    ]
+    header = facts_header("key-value", "what does the MLP remember?", [*lines, *facts])
+    return Group(header, Text())
 
 
 def _keys(result: KeyValueAnalysis) -> Table:
     own, shuffled = result.own.summary(), result.shuffled.summary()
-    table = _table("Keys: what triggers a neuron", "", "own", "shuffled keys")
+    table = words_and_numbers("Keys: what triggers a neuron", "", "own", "shuffled keys")
     table.add_row(
         "neurons that fire in enough episodes", *(f"{x['tested']:,}" for x in (own, shuffled))
     )
@@ -131,7 +117,7 @@ def _keys_note(result: KeyValueAnalysis) -> str:
 
 def _layer(result: KeyValueAnalysis) -> Table:
     title = "The layer (Geva et al. 2020, for actions)"
-    table = _table(title, "", "value, 95 %", "null", "in a LM")
+    table = words_and_numbers(title, "", "value, 95 %", "null", "in a LM")
     for number in result.layer:
         form = _form(number.unit)
         value = form.format(number.value)
@@ -168,7 +154,7 @@ def _neurons(
     result: KeyValueAnalysis, neurons: pd.DataFrame, shown: Sequence[ShownNeuron]
 ) -> Table:
     columns = ["in crowd", "lift", "adds most", "gripper"]
-    table = _table("Neurons with the largest effects", "neuron: fires at", *columns)
+    table = words_and_numbers("Neurons with the largest effects", "neuron: fires at", *columns)
     for one in shown:
         row = neurons[neurons.neuron == one.neuron].iloc[0]
         crowd = f"{row.in_crowd:.0f} of {row.triggers:.0f}" if row.in_crowd else ""

@@ -5,6 +5,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from actlens.report.cells import number
 from actlens.report.plain import plain
 
 _STRONG = 0.05
@@ -27,11 +28,11 @@ def render_suite(frame: pd.DataFrame, *, policy: str) -> RenderableType:
         success = f"{row.successes}/{row.rollouts}"
         table.add_row(
             Text(plain(row.condition)),
-            f"{_number(row.action_rms, '.2f')} {_action_interval(row)}".strip(),
+            f"{number(row.action_rms, '.2f')} {_action_interval(row)}".strip(),
             f"{success} {100 * row.success_low:.0f}…{100 * row.success_high:.0f}",
-            _number(row.lost, ".0f"),
-            _number(row.gained, ".0f"),
-            _number(row.q, ".3f"),
+            number(row.lost, ".0f"),
+            number(row.gained, ".0f"),
+            number(row.q, ".3f"),
             f"{row.tip_error_mm:.1f}",
             style="bold" if row.q < _STRONG else None,
         )
@@ -42,10 +43,6 @@ def render_suite(frame: pd.DataFrame, *, policy: str) -> RenderableType:
         "over the disturbances. Aim: median distance from gripper to cube where the gripper closed."
     )
     return Group(table, Text(note, style="dim"))
-
-
-def _number(value: float, form: str) -> str:
-    return "" if pd.isna(value) else format(value, form)
 
 
 def _action_interval(row: pd.Series) -> str:

@@ -10,7 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from actlens.probing import Used
+from actlens.report.cells import number
 from actlens.report.closing import closing
+from actlens.report.layout import facts_header, words_and_numbers
 from actlens.report.plain import plain
 
 
@@ -37,12 +39,8 @@ def render_probing(
         files: what was written.
         next_steps: commands worth running now.
     """
-    header = Table.grid(padding=(0, 1))
-    header.add_column(style="dim", no_wrap=True)
-    header.add_column(overflow="fold")
-    header.add_row(Text("probing"), Text("what can be read off each site?", style="bold"))
-    for name, value in (("policy", policy), *facts):
-        header.add_row(Text(plain(name)), Text(plain(value)))
+    question = "what can be read off each site?"
+    header = facts_header("probing", question, [("policy", policy), *facts])
     parts: list[RenderableType] = [header, Text()]
     for frames, rows in probes[probes.target == main_target].groupby("frames", sort=False):
         parts += [_sites(f"{plain(main_target)}, {plain(frames)}", rows), Text()]
@@ -66,24 +64,18 @@ _USED = (
 )
 
 
-def _table(title: str, first: str, *columns: str) -> Table:
-    table = Table(title=Text(title), title_justify="left", box=None, padding=(0, 1))
-    table.add_column(first, overflow="fold", ratio=1)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
-
-
 def _sites(title: str, rows: pd.DataFrame) -> Table:
     unit = plain(rows.unit.iloc[0])
-    table = _table(title, "read off", "R2, 95 %", f"off by, {unit}", "control", "selectivity", "q")
+    table = words_and_numbers(
+        title, "read off", "R2, 95 %", f"off by, {unit}", "control", "selectivity", "q"
+    )
     for _, row in rows.iterrows():
         table.add_row(
             Text(plain(row.site)),
             f"{row.r2:.3f} ({row.low:.2f}…{row.high:.2f})",
             f"{row.error:.1f}",
             f"{row.control:.2f}",
-            _number(row.selectivity, ".2f"),
+            number(row.selectivity, ".2f"),
             f"{row.q:.2f}",
             style="dim" if row.is_baseline else None,
         )
@@ -97,7 +89,7 @@ def _targets(probes: pd.DataFrame) -> Table:
     )
     chosen = [s for s in ("pixels", "state", "encoder's output", "action vector") if s in table]
     chosen += [s for s in ("MLP coefficients", "predicted chunk") if s in table]
-    shown = _table("R2 of every target", "target", *(_SHORT.get(s, s) for s in chosen))
+    shown = words_and_numbers("R2 of every target", "target", *(_SHORT.get(s, s) for s in chosen))
     for of, values in zip(table.index.to_list(), table[chosen].to_numpy(), strict=True):
         frames, target = of
         shown.add_row(Text(plain(f"{target}, {frames}")), *(f"{r2:.2f}" for r2 in values))
@@ -127,7 +119,7 @@ def _held_out(held_out: pd.DataFrame, target: str) -> Table:
     sets = list(dict.fromkeys(rows.scenes))
     unit = plain(rows.unit.iloc[0])
     title = f"{plain(target)} of scenes that were not fitted on: R2, off by {unit}"
-    table = _table(title, "read off", *map(plain, sets))
+    table = words_and_numbers(title, "read off", *map(plain, sets))
     for site, of_site in rows.groupby("site", sort=False):
         cells = [of_site[of_site.scenes == name].iloc[0] for name in sets]
         table.add_row(Text(plain(site)), *(f"{c.r2:.2f} {c.error:5.1f}" for c in cells))
@@ -135,7 +127,9 @@ def _held_out(held_out: pd.DataFrame, target: str) -> Table:
 
 
 def _used(used: pd.DataFrame) -> Table:
-    table = _table("Is it used?", "target", "followed, 95 %", "cosine", "across", "cosine", "p")
+    table = words_and_numbers(
+        "Is it used?", "target", "followed, 95 %", "cosine", "across", "cosine", "p"
+    )
     for _, row in used.iterrows():
         interval = f" ({row.low:.2f}…{row.high:.2f})" if not np.isnan(row.low) else ""
         table.add_row(
@@ -170,7 +164,3 @@ def used_frame(found: Sequence[tuple[str, Used]]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
-
-
-def _number(value: float, form: str) -> str:
-    return "" if np.isnan(value) else format(value, form)

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from actlens.report.closing import closing
-from actlens.report.plain import plain
+from actlens.report.layout import facts_header
 from actlens.rome.cases import Kind
 from actlens.rome.evaluation_result import ANCHORS, RomeEvaluation
 from actlens.rome.study import SCOPED, Study
@@ -66,10 +66,6 @@ def _header(
     main: RomeEvaluation, study: Study, policy: str, asked: str, facts: Sequence[tuple[str, str]]
 ) -> Table:
     statistics, n = study.statistics, len(main.cases)
-    grid = Table.grid(padding=(0, 1))
-    grid.add_column(style="dim", no_wrap=True)
-    grid.add_column(overflow="fold")
-    grid.add_row(Text("edits (ROME)"), Text("there, and nowhere else?", style="bold"))
     near = (
         "by where the cube stood"
         if study.places.labels
@@ -87,9 +83,7 @@ def _header(
         ("near and far", near),
         *facts,
     ]
-    for name, text in lines:
-        grid.add_row(Text(name), Text(plain(text)))
-    return grid
+    return facts_header("edits (ROME)", "there, and nowhere else?", lines)
 
 
 def _table(title: str, first: str, *columns: str) -> Table:

@@ -9,7 +9,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from actlens.report.cells import estimate, number, p_value
 from actlens.report.closing import closing
+from actlens.report.layout import facts_header, words_and_numbers
 from actlens.report.plain import plain
 
 
@@ -35,14 +37,9 @@ def render_steering(
         next_steps: commands worth running now.
     """
     n = int(summary.rollouts.max())
-    header = Table.grid(padding=(0, 1))
-    header.add_column(style="dim", no_wrap=True)
-    header.add_column(overflow="fold")
     asked = "do these neurons move the arm the way their values promise?"
-    header.add_row(Text("steering"), Text(asked, style="bold"))
     lines = [("policy", policy), ("rollouts", f"{n} starts, each dose"), ("dose", dosing), *facts]
-    for name, value in lines:
-        header.add_row(Text(plain(name)), Text(plain(value)))
+    header = facts_header("steering", asked, lines)
     parts: list[RenderableType] = [header, Text(), _along(summary), Text(), _outcome(summary)]
     if len(dose_response):
         parts += [Text(), _doses(dose_response)]
@@ -51,62 +48,54 @@ def render_steering(
     return Group(*parts)
 
 
-def _table(title: str, *columns: str) -> Table:
-    table = Table(
-        title=Text(title), title_justify="left", box=None, pad_edge=False, collapse_padding=True
-    )
-    table.add_column("neurons", overflow="fold", ratio=1)
-    for column in columns:
-        table.add_column(column, justify="right", no_wrap=True)
-    return table
-
-
 def _along(summary: pd.DataFrame) -> Table:
     columns = ("dose", "along, mm, 95 %", "matched", "as far", "p", "q")
-    table = _table("The promised way", *columns)
+    table = words_and_numbers("The promised way", "neurons", *columns, dense=True)
     for _, row in summary.iterrows():
         # In joints where the promised motion does not move the gripper, such as a roll.
         in_joints = bool(np.isnan(row.along_mm))
-        along = _estimate(row, "along_deg" if in_joints else "along_mm", "+.1f")
+        along = estimate(row, "along_deg" if in_joints else "along_mm", "+.1f")
         matched = row["matched_deg" if in_joints else "matched_mm"]
         table.add_row(
             Text(plain(row.claim)),
             f"{row.dose:+g}",
             f"{along} deg" if in_joints else along,
-            _number(matched, "+.1f"),
+            number(matched, "+.1f"),
             f"{row.as_far:.0f}/{row.draws:.0f}" if row.draws else "",
-            _p(row.p),
-            _p(row.q),
+            p_value(row.p),
+            p_value(row.q),
         )
     return table
 
 
 def _outcome(summary: pd.DataFrame) -> Table:
     columns = ("dose", "straight", "any way, mm", "matched", "success", "change, 95 %", "matched")
-    table = _table("All of it", *columns)
+    table = words_and_numbers("All of it", "neurons", *columns, dense=True)
     for _, row in summary.iterrows():
         change = f"{100 * row.success_change_low:+.0f}…{100 * row.success_change_high:+.0f} %"
         table.add_row(
             Text(plain(row.claim)),
             f"{row.dose:+g}",
-            _number(row.straight, "+.2f"),
+            number(row.straight, "+.2f"),
             f"{row.apart_mm:.1f}",
-            _number(row.matched_apart_mm, ".1f"),
+            number(row.matched_apart_mm, ".1f"),
             f"{row.successes:.0f}/{row.rollouts:.0f}",
             change,
-            _number(row.matched_successes, ".1f"),
+            number(row.matched_successes, ".1f"),
         )
     return table
 
 
 def _doses(dose_response: pd.DataFrame) -> Table:
-    table = _table("Does more do more?", "deg a dose, 95 %", "tau, 95 %", "p")
+    table = words_and_numbers(
+        "Does more do more?", "neurons", "deg a dose, 95 %", "tau, 95 %", "p", dense=True
+    )
     for _, row in dose_response.iterrows():
         table.add_row(
             Text(plain(row.claim)),
-            _estimate(row, "slope_deg", "+.2f"),
-            _estimate(row, "tau", "+.2f"),
-            _p(row.p),
+            estimate(row, "slope_deg", "+.2f"),
+            estimate(row, "tau", "+.2f"),
+            p_value(row.p),
         )
     return table
 
@@ -128,20 +117,3 @@ def _note(summary: pd.DataFrame, n: int) -> str:
             f"dose's way; none of {draws} means p = {1 / (draws + 1):.2g} over neurons."
         )
     return " ".join(lines)
-
-
-def _number(value: float, form: str) -> str:
-    return "" if np.isnan(value) else format(value, form)
-
-
-def _estimate(row: pd.Series, name: str, form: str) -> str:
-    value, low, high = (row[f"{name}{end}"] for end in ("", "_low", "_high"))
-    if np.isnan(low):
-        return _number(value, form)
-    return f"{value:{form}} ({low:{form}}…{high:{form}})"
-
-
-def _p(value: float) -> str:
-    if np.isnan(value):
-        return ""
-    return f"{value:.3f}" if value >= 0.0005 else "<.001"
