@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from actlens.errors import SceneError
@@ -79,3 +80,13 @@ def stack(scenes: Sequence[Scene]) -> dict[str, Tensor]:
                     f"{'absent' if b is None else tuple(b.shape)} in the other."
                 )
     return {key: torch.stack([scene.observation[key] for scene in scenes]) for key in first}
+
+
+def episode_numbers(scenes: Sequence[Scene]) -> Int[np.ndarray, " scene"]:
+    """The scenes' episodes as numbers from 0, in the order in which they come.
+
+    Episodes of different datasets are different ones, whatever their index.
+    """
+    names = {(scene.source, scene.episode): None for scene in scenes}
+    numbers = {name: number for number, name in enumerate(names)}
+    return np.array([numbers[scene.source, scene.episode] for scene in scenes], dtype=np.int64)

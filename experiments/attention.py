@@ -13,25 +13,23 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from actlens.allocator import keep_freed_memory
 from actlens.attention import AttentionAnalysis, AttentionOptions, analyse_attention
-from actlens.errors import ActlensError, SceneError
+from actlens.errors import SceneError
 from actlens.metrics import Positions, position_weights
 from actlens.model.act import HookedACT
 from actlens.provenance import provenance, write_json
 from actlens.report.attention import render_attention
 from actlens.report.attention_maps import save_attention_maps
-from actlens.report.plain import plain
 from actlens.scene import Scene
 from actlens.scenes.dataset import Dataset
+from experiments.command import attempt, rows, run_folder
 from experiments.scene_choice import Data, Policy, describe, open_demonstrations
 
 
@@ -157,27 +155,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         config=(tyro.conf.EnumChoicesFromValues,),
     )
     progress = Console(stderr=True)
-    try:
-        done = run(config, progress)
-    except ActlensError as error:
-        progress.print(Text(plain(f"{type(error).__name__}: {error}"), style="red"))
-        return 3
-    except KeyboardInterrupt:
-        progress.print("interrupted; nothing was written")
-        return 130
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = config.output_dir or Path("runs") / f"attention-{stamp}"
+    folder = run_folder("attention", config.output_dir)
+    return attempt(lambda: _carry_out(config, folder, progress), folder, progress)
+
+
+def _carry_out(config: Config, folder: Path, progress: Console) -> None:
+    done = run(config, progress)
     frames = done.result.frames()
     files = write_files(done, frames, folder)
     if config.json:
-        rows = lambda table: json.loads(table.to_json(orient="records"))
         shown = ("claims", "overlap", "sufficiency", "absorption", "carriers")
         content = {name: rows(frames[name]) for name in shown}
         for name in ("concentration", "shares", "rank_correlation"):
             table = frames[name]
             content[name] = rows(table[table.position == "all"])
         sys.stdout.write(json.dumps(content | {"provenance": done.origin}) + "\n")
-        return 0
+        return
     took = f"{done.origin['seconds']:.0f} s, {done.origin['threads']} threads"
     Console().print(
         render_attention(
@@ -193,7 +186,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             ],
         )
     )
-    return 0
 
 
 if __name__ == "__main__":

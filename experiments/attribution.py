@@ -14,13 +14,11 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from actlens.allocator import keep_freed_memory
 from actlens.attribution import (
@@ -30,14 +28,13 @@ from actlens.attribution import (
     attribute_pairs,
     cuts_of,
 )
-from actlens.errors import ActlensError
 from actlens.matmul import fastest_float32_matmul
 from actlens.metrics import Positions
 from actlens.model.act import HookedACT
 from actlens.patching.clusters import episode_clusters
 from actlens.provenance import provenance, scenes_hash, write_json
 from actlens.report.attribution import render_attribution
-from actlens.report.plain import plain
+from experiments.command import attempt, rows, run_folder
 from experiments.scene_choice import Choice, choose_pairs, describe, load
 
 
@@ -149,24 +146,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         config=(tyro.conf.EnumChoicesFromValues,),
     )
     progress = Console(stderr=True)
-    try:
-        result, model, origin = run(config, progress)
-    except ActlensError as error:
-        progress.print(Text(plain(f"{type(error).__name__}: {error}"), style="red"))
-        return 3
-    except KeyboardInterrupt:
-        progress.print("interrupted; nothing was written")
-        return 130
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = config.output_dir or Path("runs") / f"attribution-{stamp}"
+    folder = run_folder("attribution", config.output_dir)
+    return attempt(lambda: _carry_out(config, folder, progress), folder, progress)
+
+
+def _carry_out(config: Config, folder: Path, progress: Console) -> None:
+    result, model, origin = run(config, progress)
     frame, agreement = result.frame(), result.agreement()
     files = write_files(result, frame, agreement, origin, folder)
     if config.json:
-        rows = lambda table: json.loads(table.to_json(orient="records"))
         audited = frame[frame.audited != ""]
         content = {"agreement": rows(agreement), "audited": rows(audited), "provenance": origin}
         sys.stdout.write(json.dumps(content) + "\n")
-        return 0
+        return
     took = (
         f"{origin['exact_patches']:,} exact patches, all in {origin['seconds']:.0f} s, "
         f"{origin['threads']} thread{'s' * (origin['threads'] > 1)}"
@@ -185,7 +177,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             ],
         )
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -12,16 +12,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from actlens.allocator import keep_freed_memory
-from actlens.errors import ActlensError, SceneError
+from actlens.errors import SceneError
 from actlens.keyvalue import (
     KeyValueAnalysis,
     ShownNeuron,
@@ -36,9 +34,9 @@ from actlens.model.act import HookedACT
 from actlens.provenance import provenance, write_json
 from actlens.report.keyvalue import render_keyvalue
 from actlens.report.memory_pictures import save_memories
-from actlens.report.plain import plain
 from actlens.scene import Scene
 from actlens.scenes.dataset import Dataset
+from experiments.command import attempt, rows, run_folder
 from experiments.rollouts import require_simulator
 from experiments.scene_choice import (
     Data,
@@ -188,37 +186,39 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     config = tyro.cli(Config, prog="python -m experiments.keyvalue", description=__doc__, args=argv)
     progress = Console(stderr=True)
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = config.output_dir or Path("runs") / f"keyvalue-{stamp}"
-    steered = None
-    try:
-        done = run(config, progress)
-        if config.rollout:
-            some = value_scenes(done.dataset, done.model.config.chunk, 60)
-            steered = steer_claims(
-                done.result, done.model, some, folder, progress, n=config.rollout, seed=config.seed
-            )
-    except ActlensError as error:
-        progress.print(Text(plain(f"{type(error).__name__}: {error}"), style="red"))
-        return 3
-    except KeyboardInterrupt:
-        progress.print("interrupted; nothing was written")
-        return 130
+    folder = run_folder("keyvalue", config.output_dir)
+    return attempt(lambda: _carry_out(config, folder, progress), folder, progress)
+
+
+def _carry_out(config: Config, folder: Path, progress: Console) -> None:
+    done = run(config, progress)
     neurons = done.result.neurons()
+    # Before the rollouts, which take minutes: whoever ends them keeps what was found.
     files = write_files(done, neurons, folder)
-    files += () if steered is None else steered.files
-    if config.json:
-        rows = lambda table: json.loads(table.to_json(orient="records"))
-        content = {
-            "keys": json.loads(done.result.summary().to_json()),
-            "layer": rows(done.result.layer_frame()),
-            "neurons": rows(neurons[neurons.neuron.isin([one.neuron for one in done.shown])]),
-            "provenance": done.origin,
-            **({} if steered is None else steered.rows()),
-        }
-        sys.stdout.write(json.dumps(content) + "\n")
-        return 0
     policy = describe(done.model, config.policy.path)
+    if not config.json:
+        _show(done, neurons, files, policy)
+    steered = None
+    if config.rollout:
+        some = value_scenes(done.dataset, done.model.config.chunk, 60)
+        steered = steer_claims(
+            done.result, done.model, some, folder, progress, n=config.rollout, seed=config.seed
+        )
+    if not config.json:
+        if steered is not None:
+            Console().print(steered.report(policy))
+        return
+    content = {
+        "keys": json.loads(done.result.summary().to_json()),
+        "layer": rows(done.result.layer_frame()),
+        "neurons": rows(neurons[neurons.neuron.isin([one.neuron for one in done.shown])]),
+        "provenance": done.origin,
+        **({} if steered is None else steered.rows()),
+    }
+    sys.stdout.write(json.dumps(content) + "\n")
+
+
+def _show(done: Done, neurons: pd.DataFrame, files: Sequence[Path], policy: str) -> None:
     took = f"{done.origin['seconds']:.0f} s, {done.origin['threads']} threads"
     Console().print(
         render_keyvalue(
@@ -235,9 +235,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             ],
         )
     )
-    if steered is not None:
-        Console().print(steered.report(policy))
-    return 0
 
 
 if __name__ == "__main__":

@@ -11,17 +11,15 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from actlens.allocator import keep_freed_memory
-from actlens.errors import ActlensError, SceneError
+from actlens.errors import SceneError
 from actlens.matmul import fastest_float32_matmul
 from actlens.model.act import HookedACT
 from actlens.probing import (
@@ -36,10 +34,10 @@ from actlens.probing import (
     untrained,
 )
 from actlens.provenance import provenance, scenes_hash, write_json
-from actlens.report.plain import plain
 from actlens.report.probing import render_probing, used_frame
-from actlens.scene import Scene
+from actlens.scene import Scene, episode_numbers
 from actlens.scenes.dataset import Dataset, open_dataset
+from experiments.command import attempt, rows, run_folder
 from experiments.keyvalue import chosen_scenes
 from experiments.scene_choice import BUNDLED_DATA, Data, Policy, describe, open_demonstrations
 
@@ -102,13 +100,6 @@ def by_region(config: Config, chunk: int) -> dict[str, list[Scene]]:
     return found
 
 
-def episodes_of(scenes: Sequence[Scene]) -> np.ndarray:
-    """A number for every scene's episode."""
-    names = {(scene.source, scene.episode): None for scene in scenes}
-    numbers = {name: i for i, name in enumerate(names)}
-    return np.array([numbers[scene.source, scene.episode] for scene in scenes])
-
-
 def run(config: Config, console: Console) -> Done:
     """Load, run, probe, follow, and say what it took; `console` shows progress."""
     began = time.monotonic()
@@ -144,7 +135,7 @@ def run(config: Config, console: Console) -> Done:
         table = probe(
             [Feature(f.name, f.values[part], f.is_baseline) for f in features],
             targets_of(some, model.config.joints),
-            episodes_of(some),
+            episode_numbers(some),
             n_controls=config.controls,
             seed=config.seed,
         ).frame()
@@ -162,14 +153,14 @@ def run(config: Config, console: Console) -> Done:
         held = probe_held_out(
             [Feature(f.name, f.values[rows], f.is_baseline) for f in features],
             [t for t in targets_of(asked, model.config.joints) if t.name == main.name],
-            episodes_of(asked),
+            episode_numbers(asked),
             sets,
             fitted="demonstrations",
             seed=config.seed,
         )
     for name, scenes in unseen.items():
         some = scenes[: config.follow]
-        found = follow_up(model, first, main, some, episodes_of(some), seed=config.seed)
+        found = follow_up(model, first, main, some, episode_numbers(some), seed=config.seed)
         used += [(name, one) for one in found]
     facts = {
         "dataset": dataset.name,
@@ -187,16 +178,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     config = tyro.cli(Config, prog="python -m experiments.probing", description=__doc__, args=argv)
     progress = Console(stderr=True)
-    try:
-        done = run(config, progress)
-    except ActlensError as error:
-        progress.print(Text(plain(f"{type(error).__name__}: {error}"), style="red"))
-        return 3
-    except KeyboardInterrupt:
-        progress.print("interrupted; nothing was written")
-        return 130
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = config.output_dir or Path("runs") / f"probing-{stamp}"
+    folder = run_folder("probing", config.output_dir)
+    return attempt(lambda: _carry_out(config, folder, progress), folder, progress)
+
+
+def _carry_out(config: Config, folder: Path, progress: Console) -> None:
+    done = run(config, progress)
     folder.mkdir(parents=True, exist_ok=True)
     tables = {"probes": done.probes, "held_out": done.held_out, "used": done.used}
     files = []
@@ -207,10 +194,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     files.append(folder / "provenance.json")
     write_json(files[-1], done.origin)
     if config.json:
-        rows = lambda table: json.loads(table.to_json(orient="records"))
         content = {name: rows(table) for name, table in tables.items()}
         sys.stdout.write(json.dumps(content | {"provenance": done.origin}) + "\n")
-        return 0
+        return
     took = f"{done.origin['seconds']:.0f} s, {done.origin['threads']} threads"
     Console().print(
         render_probing(
@@ -230,7 +216,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             ],
         )
     )
-    return 0
 
 
 if __name__ == "__main__":

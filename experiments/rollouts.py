@@ -1,6 +1,5 @@
 """The closed loop behind a patching run: what its strongest parts do to the robot."""
 
-import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,6 +12,7 @@ from actlens.errors import SceneError
 from actlens.model.act import HookedACT
 from actlens.patching import PatchingResult
 from actlens.report.closed_loop import render_closed_loop
+from experiments.command import rows
 
 STEPS = 90
 """Control steps of a rollout, 40 ms each; a demonstration has 75."""
@@ -44,7 +44,6 @@ class RolledOut:
 
     def rows(self) -> dict[str, list]:
         """The tables for JSON."""
-        rows = lambda table: json.loads(table.to_json(orient="records"))
         return {"rollouts": rows(self.summary), "correction": rows(self.correction)}
 
     def report(self, policy: str) -> RenderableType:

@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
@@ -26,7 +25,7 @@ from rich.console import Console
 from rich.text import Text
 
 from actlens.allocator import keep_freed_memory
-from actlens.errors import ActlensError, SceneError
+from actlens.errors import SceneError
 from actlens.matmul import fastest_float32_matmul
 from actlens.model.act import HookedACT
 from actlens.model.mlp_site import MLPSite, known_blocks
@@ -46,6 +45,7 @@ from actlens.rome.site_success import SiteOptions, site_success
 from actlens.rome.situations import places_of
 from actlens.rome.study import SCOPED, Study
 from actlens.rome.targets import TargetOptions, TargetSet, gather_targets, halves
+from experiments.command import attempt, rows, run_folder
 from experiments.one_edit import edit_one
 from experiments.rollouts import require_simulator
 from experiments.rome_options import Asked, Config, block_of, progress
@@ -86,6 +86,8 @@ def evaluate_all(config: Config, console: Console) -> Done:
     )
     places = places_of(dataset, config.place)
     fitted, looked_at = halves(dataset)
+    if config.exchange_halves:
+        fitted, looked_at = looked_at, fitted
     options = TargetOptions(n_targets=config.targets, seed=config.seed)
     with fastest_float32_matmul() as matmul:
         with progress(console, "key statistics", len(fitted) * 10) as tell:
@@ -129,14 +131,15 @@ def evaluate_all(config: Config, console: Console) -> Done:
             for kind, some, ways in plan
         ]
     either = compatible(of_kind(Kind.EITHER_WAY), places, study.scope)
-    against = contradicting(either, found, places, max(config.many) // 2)
+    against = contradicting(either, found, places, max(config.many, default=0) // 2)
     tried_rules = rules(study)
     with progress(console, "many edits", 2 * len(tried_rules) * sum(config.many)) as tell:
         granted = edit_many(either, found, tried_rules, config.many, scale, places, progress=tell)
-        granted += edit_many(
-            against, found, tried_rules, [len(against)], scale, places,
-            contradictory=True, progress=tell,
-        )  # fmt: skip
+        if against:
+            granted += edit_many(
+                against, found, tried_rules, [len(against)], scale, places,
+                contradictory=True, progress=tell,
+            )  # fmt: skip
     sites = explained = None
     if config.sites:
         by_site = tried_at_sites(config, study, cases, asked, console)
@@ -220,7 +223,6 @@ def show(done: Done, config: Config, folder: Path) -> None:
     tables = tables_of(done)
     files = write_files(done, tables, folder)
     if config.json:
-        rows = lambda table: json.loads(table.to_json(orient="records"))
         shown = {name: rows(table) for name, table in tables.items() if name != "cases"}
         sys.stdout.write(json.dumps(shown | {"provenance": done.origin}) + "\n")
         return
@@ -250,28 +252,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     config = tyro.cli(Config, prog="python -m experiments.rome", description=__doc__, args=argv)
     console = Console(stderr=True)
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    folder = config.output_dir or Path("runs") / f"rome-{stamp}"
-    try:
-        if config.scene is not None:
-            edit_one(config, folder, console)
-            return 0
-        if config.export is not None:
-            raise SceneError("--export needs the scene to edit: add --scene EPISODE:FRAME.")
-        if config.rollout:
-            require_simulator()
-        done = evaluate_all(config, console)
-        show(done, config, folder)
-        if config.rollout:
-            report = roll_out(config, done.study, folder, console)
-            (console if config.json else Console()).print(Text(), report)
-    except ActlensError as error:
-        console.print(Text(plain(f"{type(error).__name__}: {error}"), style="red"))
-        return 3
-    except KeyboardInterrupt:
-        console.print("interrupted; nothing was written")
-        return 130
-    return 0
+    folder = run_folder("rome", config.output_dir)
+    return attempt(lambda: _carry_out(config, folder, console), folder, console)
+
+
+def _carry_out(config: Config, folder: Path, console: Console) -> None:
+    if config.scene is not None:
+        edit_one(config, folder, console)
+        return
+    if config.export is not None:
+        raise SceneError("--export needs the scene to edit: add --scene EPISODE:FRAME.")
+    if config.rollout:
+        require_simulator()
+    done = evaluate_all(config, console)
+    show(done, config, folder)
+    if config.rollout:
+        report = roll_out(config, done.study, folder, console)
+        (console if config.json else Console()).print(Text(), report)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,8 @@ class Config:
     """With --scene: where the edited policy goes, as a LeRobot checkpoint."""
     rollout: int = 0
     """Also try edits in closed loop, so many, in the simulator (extra `sim`)."""
+    exchange_halves: bool = False
+    """Take statistics from the episodes that are otherwise looked at, and the other way round."""
     seed: int = 0
     """Of targets, requests and the bootstrap."""
     output_dir: Path | None = None

@@ -1,6 +1,5 @@
 """The closed loop behind a key-value run: do values move the robot the way they promise?"""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from actlens.keyvalue import ClosedFormValues, KeyValueAnalysis, aligned
 from actlens.model.act import HookedACT
 from actlens.report.steering import render_steering
 from actlens.scene import Scene
+from experiments.command import rows
 
 STEPS = 90
 """Control steps of a rollout, 40 ms each; a demonstration has 75."""
@@ -32,7 +32,6 @@ class Steered:
 
     def rows(self) -> dict[str, list]:
         """The tables for JSON."""
-        rows = lambda table: json.loads(table.to_json(orient="records"))
         return {"steering": rows(self.summary), "dose_response": rows(self.dose_response)}
 
     def report(self, policy: str) -> RenderableType:
@@ -41,6 +40,7 @@ class Steered:
             self.summary,
             self.dose_response,
             policy=policy,
+            files=self.files,
             dosing="values added at every inference; 1 = each neuron's 99th percentile",
         )
 

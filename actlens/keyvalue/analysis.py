@@ -18,7 +18,7 @@ from actlens.keyvalue.reading import Reading, read_memories
 from actlens.keyvalue.traits import demonstrated
 from actlens.keyvalue.values import ClosedFormValues, Values, read_values
 from actlens.model.act import HookedACT
-from actlens.scene import Scene
+from actlens.scene import Scene, episode_numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -213,7 +213,7 @@ def analyse_mlp(
         SceneError: if there is no scene, or one does not fit the policy.
     """
     runs, values = read_values(model, own.reading.site.block, scenes)
-    episodes = _numbered(scenes)
+    episodes = episode_numbers(scenes)
     layer = activity_numbers(own.reading, shuffled.reading, seed=seed)
     if isinstance(values, ClosedFormValues):
         demonstrations = {demonstrated(joint) for joint in model.config.joints}
@@ -225,10 +225,3 @@ def analyse_mlp(
         layer += composition_numbers(values.contributions, weights, episodes, seed=seed)
     layer += stream_numbers(model, scenes, runs, episodes, seed=seed)
     return KeyValueAnalysis(own, shuffled, values, tuple(layer), tuple(scenes))
-
-
-def _numbered(scenes: Sequence[Scene]) -> np.ndarray:
-    """The episodes of scenes as numbers."""
-    names = {(scene.source, scene.episode): 0 for scene in scenes}
-    names = {name: i for i, name in enumerate(names)}
-    return np.array([names[scene.source, scene.episode] for scene in scenes])

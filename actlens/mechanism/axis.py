@@ -20,7 +20,7 @@ from actlens.mechanism.surrogates import contest
 from actlens.mechanism.tail import Tail, Vectored
 from actlens.model.act import HookedACT
 from actlens.planted import LinearRule, Stored, Table, plant
-from actlens.scene import Scene
+from actlens.scene import Scene, episode_numbers
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +104,7 @@ def mechanism_axis(
     progress("policy")
     own = Vectored.of(model, trained, positions)
     frames = np.array([scene.frame for scene in trained])
-    groups = np.unique([scene.episode for scene in trained], return_inverse=True)[1]
+    groups = episode_numbers(trained)
     points = own.x.flatten(1).double().cpu().numpy() if places is None else places
     data = _Data(frames, groups, neighbours(points, groups, frames))
     new = Vectored.of(model, held_out, positions)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from actlens.config import Activation
 from actlens.interventions.mlp_runs import MLPRuns
 from actlens.model.act import HookedACT
 from actlens.model.mlp_site import MLPSite
@@ -50,7 +51,7 @@ class Tail:
     def coefficients(self, x: Vectors) -> Float[Tensor, "*batch neuron"]:
         """The MLP's coefficients."""
         mlp = self.site.mlp(self.model)
-        act = F.relu if self.model.config.activation == "relu" else F.gelu
+        act = F.relu if self.model.config.activation is Activation.RELU else F.gelu
         return act(F.linear(self.read(x), mlp.linear1.weight, mlp.linear1.bias))
 
     def with_output(self, x: Vectors, output: Vectors) -> Actions:

@@ -117,3 +117,16 @@ def test_bad_use_is_one_clear_line_and_writes_nothing(arguments, message, policy
     assert rome.main([*arguments, f"--output-dir={out}"]) == 3
     assert message in " ".join(capsys.readouterr().err.split())
     assert not out.exists()
+
+
+def test_halves_can_be_exchanged_and_one_request_has_nothing_to_contradict_it(
+    run, policy, tmp_path
+):
+    words = [f"--policy.path={policy}", *DATA, "--targets=2", "--sites=0", "--many", "1"]
+    assert rome.main([*words, "--exchange-halves", f"--output-dir={tmp_path}"]) == 0
+    many = pd.read_csv(tmp_path / "many.csv")
+    assert set(many.requests) == {1}
+    assert not many.contradictory.any()
+    edited = lambda folder: set(pd.read_parquet(folder / "cases.parquet").episode)
+    assert edited(tmp_path)
+    assert not edited(tmp_path) & edited(run[0])
