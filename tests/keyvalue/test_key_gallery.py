@@ -231,6 +231,7 @@ def test_no_scene_to_read_values_from_is_an_error(policy, analysis):
 
 def test_aligned_neurons_point_there_and_come_by_size(analysis):
     if not isinstance(analysis.values, ClosedFormValues):
+        assert analysis.own.reading.site.block == "encoder.1"  # attention lies behind it
         return
     towards = analysis.values.directions.normalized[5]
     found = aligned(analysis.values, towards, 4, min_cosine=0.3)

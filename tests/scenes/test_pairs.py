@@ -5,6 +5,7 @@ import pytest
 from datasets_on_disk import demos, write_v3
 
 from actlens.errors import SceneError
+from actlens.scene import Scene, episode_numbers
 from actlens.scenes.alignment import alignment, alignment_frame
 from actlens.scenes.dataset import open_dataset
 from actlens.scenes.pairs import (
@@ -184,3 +185,10 @@ def test_the_table_says_how_far_recorded_pairs_are_apart(dataset):
     assert (donors["label cube_x"] == 0).all()
     assert (donors.state > 0.5).all()
     assert (pairs["share observation.images.top"] > 0).all()
+
+
+def test_episodes_are_numbered_as_they_come_and_those_of_two_datasets_stay_apart():
+    one = lambda source, episode: Scene({}, source=source, episode=episode)
+    scenes = [one("b", 7), one("b", 7), one("a", 7), one("b", 2), one("a", 7)]
+    assert episode_numbers(scenes).tolist() == [0, 0, 1, 2, 1]
+    assert episode_numbers([]).tolist() == []
