@@ -13,7 +13,6 @@ interventions.
 
 from actlens.attention.absorption import Interchange, interchange
 from actlens.attention.analysis import AttentionAnalysis, analyse_attention
-from actlens.attention.claims import Claim, Verdict
 from actlens.attention.concentration import MEASURES, concentration, random_logits, uniform
 from actlens.attention.effects import AttentionEffects, SceneEffects
 from actlens.attention.groups import TokenGroup, token_groups
@@ -42,13 +41,11 @@ __all__ = [
     "AttentionEffects",
     "AttentionOptions",
     "AttentionSurvey",
-    "Claim",
     "Interchange",
     "Overlap",
     "SceneAttention",
     "SceneEffects",
     "TokenGroup",
-    "Verdict",
     "analyse_attention",
     "attention",
     "concentration",

@@ -9,13 +9,14 @@ import numpy as np
 import torch
 
 from actlens.attention.absorption import interchange
-from actlens.attention.claims import Claim, claims_of
+from actlens.attention.claims import claims_of
 from actlens.attention.effects import OTHER, SAME, AttentionEffects, SceneEffects
 from actlens.attention.groups import TokenGroup, token_groups
 from actlens.attention.masking import leave_one_out, over_positions, sufficiency
 from actlens.attention.options import AttentionOptions
 from actlens.attention.reading import SceneAttention, read_attention
 from actlens.attention.survey import AttentionSurvey
+from actlens.claims import Claim
 from actlens.errors import SceneError
 from actlens.interventions import SceneRun, run_scene
 from actlens.metrics import position_weights

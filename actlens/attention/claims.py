@@ -6,10 +6,6 @@ A policy may have another number of tokens, so "5-20" is read twice: as a number
 (0.8-3.3 %).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
-
 import numpy as np
 from jaxtyping import Bool, Int
 
@@ -18,51 +14,8 @@ from actlens.attention.effects import OTHER, SAME, AttentionEffects
 from actlens.attention.groups import PIXELS, TokenGroup
 from actlens.attention.options import CLAIMED_OF, CLAIMED_TOKENS, claimed_share
 from actlens.attention.survey import EACH, AttentionSurvey
+from actlens.claims import Claim, at_least, at_most, judged
 from actlens.statistics import MIN_CLUSTERS, Interval, wilson
-
-
-class Verdict(StrEnum):
-    """What the figures say about a claim."""
-
-    SUPPORTED = "supported"
-    REFUTED = "refuted"
-    UNDECIDED = "undecided"
-    """The interval holds the limit, or there is none."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One reading of one claim."""
-
-    claim: str
-    reading: str
-    figure: str
-    """What `value` is."""
-    value: float
-    low: float
-    high: float
-    null: float
-    """NaN where there is none."""
-    null_is: str
-    rule: str
-    """When the claim is supported; refuted is the opposite."""
-    verdict: Verdict
-
-
-def at_most(interval: Interval, limit: float) -> Verdict:
-    """Supported if the whole interval lies at or below the limit, refuted if above."""
-    low, high = float(interval.low), float(interval.high)
-    if high <= limit:  # False for NaN
-        return Verdict.SUPPORTED
-    return Verdict.REFUTED if low > limit else Verdict.UNDECIDED
-
-
-def at_least(interval: Interval, limit: float) -> Verdict:
-    """Supported if the whole interval lies at or above the limit, refuted if below."""
-    low, high = float(interval.low), float(interval.high)
-    if low >= limit:
-        return Verdict.SUPPORTED
-    return Verdict.REFUTED if high < limit else Verdict.UNDECIDED
 
 
 def claims_of(survey: AttentionSurvey, effects: AttentionEffects) -> tuple[Claim, ...]:
@@ -74,32 +27,6 @@ def claims_of(survey: AttentionSurvey, effects: AttentionEffects) -> tuple[Claim
     if state is not None:
         claims += [*_not_the_state(survey, state), *_absorbed(effects, state, pixels)]
     return (*claims, *_used(effects))
-
-
-def _claim(
-    claim: str,
-    reading: str,
-    figure: str,
-    found: Interval,
-    *,
-    null: float,
-    null_is: str,
-    rule: tuple[Callable[[Interval, float], Verdict], float],
-) -> Claim:
-    test, limit = rule
-    words = "at most" if test is at_most else "at least"
-    return Claim(
-        claim=claim,
-        reading=reading,
-        figure=figure,
-        value=float(found.estimate),
-        low=float(found.low),
-        high=float(found.high),
-        null=null,
-        null_is=null_is,
-        rule=f"{words} {limit:g}",
-        verdict=test(found, limit),
-    )
 
 
 FEW = "only 5-20 of the 602 tokens get high attention"
@@ -122,13 +49,13 @@ def _few(survey: AttentionSurvey) -> list[Claim]:
         for unit, factor, limit in (("tokens", 1.0, most), (f"% of {n} tokens", share, most_share)):
             scaled = Interval(found.estimate * factor, found.low * factor, found.high * factor)
             claims.append(
-                _claim(
+                judged(
                     FEW, unit, figure, scaled,
                     null=float(null.estimate) * factor, null_is=_RANDOM, rule=(at_most, limit),
                 )
             )  # fmt: skip
     single, null = (survey.measure("inverse_simpson", head=EACH, null=x) for x in (False, True))
-    kindest = _claim(
+    kindest = judged(
         FEW, "tokens", "by 1 / sum p² of single heads, a kind measure", single,
         null=float(null.estimate), null_is=_RANDOM, rule=(at_most, most),
     )  # fmt: skip
@@ -146,7 +73,7 @@ def _varying(survey: AttentionSurvey) -> list[Claim]:
             continue
         found = survey.overlap_of(k, among)
         claims.append(
-            _claim(
+            judged(
                 VARYING,
                 f"top {k} {'pixel ' * bool(survey.pixels)}tokens",
                 "Jaccard overlap, other episode, same moment",
@@ -169,7 +96,7 @@ def _not_the_state(survey: AttentionSurvey, state: TokenGroup) -> list[Claim]:
     rank = 1 + (weights > weights[:, [token]]).sum(1)
     among = lambda k: _percent_of_scenes(rank <= k, survey.episodes)
     return [
-        _claim(
+        judged(
             NOT_STATE, f"top {k}", "% of scenes in which it is", among(k),
             null=100 * k / survey.n_tokens, null_is="a random token", rule=(at_most, 50),
         )
@@ -193,7 +120,7 @@ def _absorbed(
     effects: AttentionEffects, state: TokenGroup, pixels: TokenGroup | None
 ) -> list[Claim]:
     claims = [
-        _claim(
+        judged(
             ABSORBED, f"swap, {moment}", "1 - effect at the encoder's output / at its input",
             effects.absorption(state, moment), null=0.0, null_is="nothing absorbed",
             rule=(at_least, 0.5),
@@ -203,7 +130,7 @@ def _absorbed(
     if pixels is None:
         return claims
     return claims + [
-        _claim(
+        judged(
             ABSORBED, f"carriers, {moment}", "share that arrives through pixel tokens",
             effects.carried(state, pixels, moment), null=0.0, null_is="nothing",
             rule=(at_least, 0.5),
@@ -216,7 +143,7 @@ def _used(effects: AttentionEffects) -> list[Claim]:
     k = max((k for k in effects.tops if k <= CLAIMED_TOKENS[1]), default=effects.tops[0])
     at = effects.tops.index(k)
     claims = [
-        _claim(
+        judged(
             USED, reading, "error / distance of other scenes' actions",
             _row(effects.error(chosen, scaled=True), at),
             null=float(effects.error(control, scaled=True).estimate[at]),
@@ -227,7 +154,7 @@ def _used(effects: AttentionEffects) -> list[Claim]:
             (f"every head's and position's own {k}", "own", "own_random"),
         )
     ]  # fmt: skip
-    ranks = _claim(
+    ranks = judged(
         USED, "ranks", "Spearman's correlation with the exact effect of a token",
         effects.rank_correlation("attention"), null=0.0, null_is="unrelated",
         rule=(at_least, 0.5),

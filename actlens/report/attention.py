@@ -11,14 +11,15 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from actlens.attention import AttentionAnalysis, Claim, Verdict
+from actlens.attention import AttentionAnalysis
 from actlens.attention.effects import OTHER, SAME
 from actlens.attention.survey import ALL, EACH, MEAN
+from actlens.claims import Claim, Support
 from actlens.report.closing import closing
 from actlens.report.layout import facts_header
 from actlens.report.plain import plain
 
-_COLOURS = {Verdict.SUPPORTED: "green", Verdict.REFUTED: "red", Verdict.UNDECIDED: "yellow"}
+_COLOURS = {Support.SUPPORTED: "green", Support.REFUTED: "red", Support.UNDECIDED: "yellow"}
 _CHOSEN_BY = {
     "attention": "attention",
     "norm": "norm",

@@ -11,13 +11,13 @@ from scipy import stats
 from actlens.attention import (
     AttentionOptions,
     TokenGroup,
-    Verdict,
     analyse_attention,
     leave_one_out,
     token_groups,
 )
 from actlens.attention.effects import OTHER, SAME
 from actlens.attention.survey import ALL, EACH, MEAN
+from actlens.claims import Support
 from actlens.errors import SceneError
 from actlens.interventions import run_scene
 
@@ -56,9 +56,9 @@ def test_the_relays_verdicts_are_those_of_the_note(relay):
     verdicts = {(c.claim, c.reading): c for c in relay.claims()}
     told = {key: claim.verdict for key, claim in verdicts.items()}
     few = [c.verdict for c in relay.claims() if (c.claim[:4], c.reading) == ("only", "tokens")]
-    assert few == [Verdict.SUPPORTED] * 3
-    assert told["the arm-state token is not among them", "top 1"] is Verdict.SUPPORTED
-    assert told["pixel tokens absorb the arm state", "swap, same moment"] is Verdict.SUPPORTED
+    assert few == [Support.SUPPORTED] * 3
+    assert told["the arm-state token is not among them", "top 1"] is Support.SUPPORTED
+    assert told["pixel tokens absorb the arm state", "swap, same moment"] is Support.SUPPORTED
     assert verdicts["the arm-state token is not among them", "top 1"].value == 0
 
 
@@ -282,7 +282,7 @@ def test_all_tables_are_there_for_every_kind_of_policy(policy, episodes_of):
     assert {*frames["shares"].group} == {group.name for group in token_groups(policy.tokens)}
     has_state = policy.config.state_dim is not None
     assert any("state" in claim.claim for claim in found.claims()) == has_state
-    assert all(claim.verdict is Verdict.UNDECIDED for claim in found.claims())  # two episodes
+    assert all(claim.verdict is Support.UNDECIDED for claim in found.claims())  # two episodes
 
 
 # ── mistakes ─────────────────────────────────────────────────────────────────────────────────

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from actlens.attention.claims import Verdict, _percent_of_scenes, at_least, at_most
+from actlens.attention.claims import _percent_of_scenes
 from actlens.attention.options import claimed_share
+from actlens.claims import Support, at_least, at_most
 from actlens.statistics import Interval
 
 
@@ -16,11 +17,11 @@ def interval(low, high):
 @pytest.mark.parametrize(
     ("low", "high", "most", "least"),
     [
-        (1, 2, Verdict.SUPPORTED, Verdict.REFUTED),
-        (2, 4, Verdict.UNDECIDED, Verdict.UNDECIDED),
-        (4, 5, Verdict.REFUTED, Verdict.SUPPORTED),
-        (3, 3, Verdict.SUPPORTED, Verdict.SUPPORTED),
-        (np.nan, np.nan, Verdict.UNDECIDED, Verdict.UNDECIDED),
+        (1, 2, Support.SUPPORTED, Support.REFUTED),
+        (2, 4, Support.UNDECIDED, Support.UNDECIDED),
+        (4, 5, Support.REFUTED, Support.SUPPORTED),
+        (3, 3, Support.SUPPORTED, Support.SUPPORTED),
+        (np.nan, np.nan, Support.UNDECIDED, Support.UNDECIDED),
     ],
 )
 def test_a_verdict_takes_the_whole_interval(low, high, most, least):
