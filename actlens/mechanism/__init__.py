@@ -7,27 +7,58 @@ This is one of two axes. A decoder that was trained to memorise can look like a 
 of these statistics; whether a policy generalises is another question (`actlens.retrieval`).
 """
 
-from actlens.mechanism.axis import MechanismAxis, Placed, mechanism_axis
+from actlens.mechanism.axis import JUMP, MechanismAxis, Placed, executed, mechanism_axis
 from actlens.mechanism.between import Between, between
+from actlens.mechanism.depths import Part, between_at
 from actlens.mechanism.locality import Locality, locality
 from actlens.mechanism.pairs import Neighbours, neighbours
+from actlens.mechanism.stand_in import (
+    LINEAR,
+    MEAN,
+    NEAREST,
+    NOTHING,
+    SMOOTH,
+    SURROGATES,
+    StandIn,
+    Surrogate,
+    mlp_stand_in,
+    tail_stand_in,
+)
 from actlens.mechanism.surrogates import Contest, Substitute, contest, substitutes
 from actlens.mechanism.tail import Tail, Vectored
+from actlens.mechanism.tried import Tried, tried, tried_frame
 
 __all__ = [
+    "JUMP",
+    "LINEAR",
+    "MEAN",
+    "NEAREST",
+    "NOTHING",
+    "SMOOTH",
+    "SURROGATES",
     "Between",
     "Contest",
     "Locality",
     "MechanismAxis",
     "Neighbours",
+    "Part",
     "Placed",
+    "StandIn",
     "Substitute",
+    "Surrogate",
     "Tail",
+    "Tried",
     "Vectored",
     "between",
+    "between_at",
     "contest",
+    "executed",
     "locality",
     "mechanism_axis",
+    "mlp_stand_in",
     "neighbours",
     "substitutes",
+    "tail_stand_in",
+    "tried",
+    "tried_frame",
 ]

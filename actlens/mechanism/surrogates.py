@@ -4,7 +4,6 @@ That a table does well is no evidence of a table: where data are dense both do. 
 contest between them on inputs of episodes that neither was given.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 from jaxtyping import Float, Int
 from sklearn.decomposition import PCA
 from sklearn.kernel_ridge import KernelRidge
-from sklearn.linear_model import Ridge
 from sklearn.model_selection import GridSearchCV, GroupKFold
 from sklearn.neighbors import KNeighborsRegressor
 from sklearn.pipeline import Pipeline, make_pipeline
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from actlens.config import ACTION_KEY
 from actlens.errors import SceneError
+from actlens.mechanism.stand_in import SURROGATES
 from actlens.mechanism.tail import Vectored
 
 _COMPONENTS = 10
@@ -125,7 +124,7 @@ class Substitute:
 def substitutes(
     run: Vectored, groups: Int[np.ndarray, " scene"], *, n_folds: int = 5
 ) -> tuple[Substitute, ...]:
-    """Nothing, the mean, a linear map of what the MLP reads, a table of what it wrote elsewhere.
+    """Every surrogate of the MLP: nothing, the mean, a linear map, a table, a kernel smoother.
 
     All are fitted on other episodes than they are tried on, at every position by itself.
     """
@@ -133,13 +132,13 @@ def substitutes(
     wrote = tail.output(tail.coefficients(run.x))
     read = tail.read(run.x).double().cpu().numpy()
     outputs = wrote.double().cpu().numpy()
-    made = {name: np.zeros_like(outputs) for name in ("nothing", "mean", *_FITTED)}
+    made = {surrogate.name: np.zeros_like(outputs) for surrogate in SURROGATES}
     for position in range(run.x.shape[1]):
         x, y = read[:, position], outputs[:, position]
         for train, test in GroupKFold(n_folds).split(x, groups=groups):
-            made["mean"][test, position] = y[train].mean(0)
-            for name, make in _FITTED.items():
-                made[name][test, position] = make().fit(x[train], y[train]).predict(x[test])
+            for surrogate in SURROGATES:
+                fitted = surrogate.fit(x[train], y[train], groups[train])
+                made[surrogate.name][test, position] = fitted.predict(x[test])
     units = lambda actions: tail.model.normalizer.unnormalize(ACTION_KEY, actions).double()
     own = units(run.actions)
     return tuple(
@@ -149,12 +148,6 @@ def substitutes(
         )
         for name, output in made.items()
     )
-
-
-_FITTED: dict[str, Callable[[], Pipeline | KNeighborsRegressor]] = {
-    "linear map": lambda: make_pipeline(StandardScaler(), Ridge(1.0)),
-    "nearest entry": lambda: KNeighborsRegressor(1),
-}
 
 
 def _mean_change(

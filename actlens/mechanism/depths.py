@@ -1,0 +1,101 @@
+"""In which part of the policy neighbours are told apart by jumps: encoder, attention or MLP?
+
+A table in the encoder leaves a decoder behind it that only reads it out, and is smooth. So the way
+between two neighbours is walked at several depths, everything behind each of them included. What is
+a table from the encoder's output on, and smooth from the action vector on, is in cross-attention.
+
+A blend of two scenes' image tokens is not the tokens of any scene: with cameras, the two depths in
+front of the action vector say what a policy makes of double exposures.
+"""
+
+from collections.abc import Sequence
+from enum import StrEnum
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from actlens.interventions.evaluate import steps
+from actlens.interventions.mlp_runs import Rest
+from actlens.interventions.network import ACTIONS, QUERY_POS, TOKEN_POS, network
+from actlens.mechanism.between import POINTS, Between, measured
+from actlens.mechanism.pairs import Neighbours
+from actlens.model.act import HookedACT
+from actlens.scene import Scene, stack
+
+_STEP = 1 / 64
+"""Of the way, for slopes by central differences: attention has no forward derivative here."""
+_BATCH = 8
+_TOKENS = 1300
+"""How many are computed at once."""
+
+
+class Part(StrEnum):
+    """Where a policy can hold a table, from what it sees to what it does."""
+
+    ENCODER = "encoder"
+    CROSS_ATTENTION = "cross-attention"
+    DECODER_MLP = "decoder MLP"
+
+
+_INPUT = {Part.ENCODER: "encoder.0.hook_resid_pre", Part.CROSS_ATTENTION: "encoder.hook_out"}
+
+
+@torch.no_grad()
+def between_at(
+    model: HookedACT,
+    part: Part,
+    scenes: Sequence[Scene],
+    pairs: Neighbours,
+    positions: Sequence[int],
+) -> Between:
+    """What everything from a part's input on does between neighbours.
+
+    Args:
+        part: the encoder or cross-attention; `between` is for the decoder's MLP.
+        positions: of the chunk, which are compared.
+
+    Raises:
+        KeyError: for the decoder's MLP.
+        SceneError: if a scene does not fit the policy.
+    """
+    hook, at = _INPUT[part], list(positions)
+    used = sorted({*pairs.first.tolist(), *pairs.second.tolist()})
+    values, rest = _behind(model, hook, [scenes[i] for i in used])
+    row = {scene: i for i, scene in enumerate(used)}
+    shares = torch.linspace(0, 1, POINTS)
+    walked = torch.cat([torch.tensor([-_STEP, _STEP]), shares]).to(values)
+    n_pairs, n_points = len(pairs.first), len(walked)
+    start, end = (torch.tensor([row[i] for i in x.tolist()]) for x in (pairs.first, pairs.second))
+    answers = []
+    for units in torch.arange(n_pairs * n_points).split(max(1, _TOKENS // values.shape[1])):
+        pair, point = units // n_points, units % n_points
+        x, y = values[start[pair]], values[end[pair]]
+        blended = x + walked[point].view(-1, *[1] * (x.ndim - 1)) * (y - x)
+        answers.append(rest.of(start[pair])(blended)[:, at])
+    way = torch.cat(answers).unflatten(0, (n_pairs, n_points)).transpose(0, 1)
+    before, after, way = way[0], way[1], way[2:]
+    return measured(way[-1] - way[0], (after - before) / (2 * _STEP), way, shares)
+
+
+def _behind(
+    model: HookedACT, hook: str, scenes: Sequence[Scene]
+) -> tuple[Float[Tensor, "scene token d_model"], Rest]:
+    """What a hook point holds in every scene, and the network from there to the actions."""
+    ops = tuple(op for op in steps(network(model, {hook}), {hook}, {ACTIONS}) if op.output != hook)
+    made = {hook, *(op.output for op in ops)}
+    read = list(dict.fromkeys(x for op in ops for x in op.inputs if x not in made))
+    names = [name for name in (hook, *read) if name != QUERY_POS]
+    parts = []
+    for start in range(0, len(scenes), _BATCH):
+        batch = stack(scenes[start : start + _BATCH])
+        parts.append(model.run_with_cache(batch, names_filter=names)[1])
+    kept = {
+        name: parts[0][name][None]
+        if name == TOKEN_POS
+        else torch.cat([part[name] for part in parts])
+        for name in names
+    }
+    if QUERY_POS in read:
+        kept[QUERY_POS] = model.decoder.query_pos.weight.detach()[None]
+    return kept[hook], Rest(ops, hook, {name: kept[name] for name in read})
