@@ -13,6 +13,12 @@ The boundaries were fixed on planted policies of known answer before any other w
 """
 
 from actlens.verdict.answer import Answer, Evidence, Verdict
+from actlens.verdict.dissociation import (
+    TOLERANCE,
+    Dissociation,
+    dissociation,
+    dissociation_frame,
+)
 from actlens.verdict.judge import (
     FAITHFUL_TWINS,
     GENERALISES,
@@ -25,9 +31,13 @@ __all__ = [
     "FAITHFUL_TWINS",
     "GENERALISES",
     "TABLE_LIKE",
+    "TOLERANCE",
     "Answer",
+    "Dissociation",
     "Evidence",
     "Verdict",
+    "dissociation",
+    "dissociation_frame",
     "index_of",
     "judge",
 ]
