@@ -16,16 +16,18 @@ from actlens.probing.causal import Used, follow_up
 from actlens.probing.features import Feature, input_features, site_features, untrained
 from actlens.probing.held_out import HeldOut, held_out_frame, probe_held_out
 from actlens.probing.probe import Probed, ProbeTable, probe
-from actlens.probing.ridge import grouped_folds, predictions
+from actlens.probing.ridge import Fold, baselines, grouped_folds, predictions
 from actlens.probing.targets import Target, targets_of
 
 __all__ = [
     "Feature",
+    "Fold",
     "HeldOut",
     "ProbeTable",
     "Probed",
     "Target",
     "Used",
+    "baselines",
     "follow_up",
     "grouped_folds",
     "held_out_frame",

@@ -1,7 +1,6 @@
 """The console report of what a policy attends to; computes nothing but its selection of rows."""
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,11 @@ from rich.text import Text
 from actlens.attention import AttentionAnalysis
 from actlens.attention.effects import OTHER, SAME
 from actlens.attention.survey import ALL, EACH, MEAN
-from actlens.claims import Claim, Support
+from actlens.report.claims import claims_table
 from actlens.report.closing import closing
 from actlens.report.layout import facts_header
 from actlens.report.plain import plain
 
-_COLOURS = {Support.SUPPORTED: "green", Support.REFUTED: "red", Support.UNDECIDED: "yellow"}
 _CHOSEN_BY = {
     "attention": "attention",
     "norm": "norm",
@@ -52,7 +50,7 @@ def render_attention(
     """
     parts: list[RenderableType] = [
         _header(result, policy, facts),
-        _claims(result.claims()),
+        claims_table(result.claims()),
         Text(),
         _how_many(frames["concentration"]),
         Text(),
@@ -100,21 +98,6 @@ def _table(title: str, first: str, *columns: str) -> Table:
     table.add_column(first, overflow="fold", ratio=1)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
-    return table
-
-
-def _claims(claims: Sequence[Claim]) -> Table:
-    table = _table("The claims", "", "value, 95 %", "null", "limit", "verdict")
-    for claim, readings in groupby(claims, key=lambda one: one.claim):
-        table.add_row(Text(claim, style="bold"))
-        for one in readings:
-            table.add_row(
-                Text(f"· {one.reading}: {one.figure}"),
-                _interval(one.value, one.low, one.high),
-                _number(one.null),
-                one.rule.replace("at most ", "≤ ").replace("at least ", "≥ "),
-                Text(one.verdict.value, style=_COLOURS[one.verdict]),
-            )
     return table
 
 

@@ -13,6 +13,7 @@ The boundaries were fixed on planted policies of known answer before any other w
 """
 
 from actlens.verdict.answer import Answer, Evidence, Verdict
+from actlens.verdict.claims import dissociation_claims, table_claims
 from actlens.verdict.dissociation import (
     TOLERANCE,
     Dissociation,
@@ -37,7 +38,9 @@ __all__ = [
     "Evidence",
     "Verdict",
     "dissociation",
+    "dissociation_claims",
     "dissociation_frame",
     "index_of",
     "judge",
+    "table_claims",
 ]

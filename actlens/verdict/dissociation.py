@@ -6,14 +6,17 @@ into one of four cells: probe good or bad, action good or bad. Both errors are d
 the place that is read and of the place that the gripper is sent to, and share one tolerance.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 
 from actlens.errors import SceneError
+from actlens.kinematics import Arm
+from actlens.probing import Fold, baselines, grouped_folds, predictions
+from actlens.retrieval import Demonstrations
 from actlens.statistics import Interval, pooled_ratio
 
 if TYPE_CHECKING:
@@ -30,11 +33,23 @@ class Dissociation:
     """Scenes by cell; shares have intervals by episode."""
 
     probe_good: Bool[np.ndarray, " scene"]
+    guess_good: Bool[np.ndarray, " scene"]
+    """Whether the mean place of the demonstrations would do: what a probe must beat."""
     action_good: Bool[np.ndarray, " scene"]
     episodes: Int[np.ndarray, " scene"]
     tolerance: float
     seed: int = 0
     """Of the bootstrap."""
+
+    @property
+    def read(self) -> Interval:
+        """Of all scenes, those whose place is read well."""
+        return self._ratio(self.probe_good, np.ones(len(self.episodes), bool))
+
+    @property
+    def guessed(self) -> float:
+        """Of all scenes, those for which the mean place would do."""
+        return float(self.guess_good.mean())
 
     def share(self, *, probe: bool, action: bool) -> Interval:
         """Of all scenes, those in one cell."""
@@ -57,36 +72,66 @@ class Dissociation:
 
 
 def dissociation(
-    probe_error: Float[np.ndarray, " scene"],
-    action_error: Float[np.ndarray, " scene"],
-    episodes: Int[np.ndarray, " scene"],
+    demonstrations: Demonstrations,
+    unseen: Demonstrations | None,
+    arm: Arm,
     *,
+    place: Sequence[str] = ("cube_x", "cube_y"),
+    site: str = "action vector",
+    position: int = -1,
     tolerance: float = TOLERANCE,
     seed: int = 0,
 ) -> Dissociation:
-    """The table of unseen scenes.
+    """Read the object's place off the vector that one action is made from, and look at that action.
 
     Args:
-        probe_error: of the object's place as read off the action vector by a probe that was fitted
-            on demonstrations, mm.
-        action_error: between where the policy and where the expert would put the gripper, mm.
+        demonstrations: of one frame; the probe is fitted on them.
+        unseen: other scenes; None for the demonstrations themselves, each read by a probe of other
+            episodes. Scenes whose episode has ended at the position are left out.
+        arm: puts the gripper where the action asks for it.
+        place: labels of the object's place, metres.
+        site: key of the vectors, which has one for each position of the chunk.
+        position: of the chunk; the last by default, as far as one inference looks ahead.
 
     Raises:
-        SceneError: if there is no scene, or not one of each for every scene.
+        SceneError: if labels are missing, or no scene is left.
     """
-    shapes = {len(probe_error), len(action_error), len(episodes)}
-    if len(shapes) > 1 or not len(episodes):
-        raise SceneError(
-            f"{len(probe_error)} probe errors, {len(action_error)} action errors and "
-            f"{len(episodes)} episodes must be of the same scenes, one at least."
-        )
+    asked = demonstrations if unseen is None else unseen
+    parts = [_still_counted(one, position, place) for one in (demonstrations, asked)]
+    known, new = parts
+    if not len(known) or not len(new):
+        raise SceneError("No scene is left whose episode goes on that long.")
+    where = lambda scenes: 1000 * np.stack([scenes.labels[name] for name in place], 1)
+    vectors = lambda scenes: scenes.keys[site][:, position]
+    if unseen is None:
+        x, y, groups = vectors(known), where(known), known.episodes
+        folds = list(grouped_folds(groups))
+        read, guess = predictions(x, y, groups, folds), baselines(y, folds)
+    else:
+        x = np.concatenate([vectors(known), vectors(new)])
+        y = np.concatenate([where(known), where(new)])
+        groups = np.concatenate([known.episodes, new.episodes + known.episodes.max() + 1])
+        fold = [Fold(np.arange(len(known)), np.arange(len(known), len(y)))]
+        both = predictions(x, y, groups, fold), baselines(y, fold)
+        read, guess = (found[len(known) :] for found in both)
+    off = lambda found: np.linalg.norm(found - where(new), axis=1)
+    tips = [arm.tip(chunk[:, position]) for chunk in (new.predicted, new.actions)]
+    missed = 1000 * np.linalg.norm(tips[0] - tips[1], axis=1)
     return Dissociation(
-        np.asarray(probe_error) <= tolerance,
-        np.asarray(action_error) <= tolerance,
-        np.asarray(episodes),
+        off(read) <= tolerance,
+        off(guess) <= tolerance,
+        missed <= tolerance,
+        new.episodes,
         tolerance,
         seed,
     )
+
+
+def _still_counted(scenes: Demonstrations, position: int, place: Sequence[str]) -> Demonstrations:
+    if missing := [name for name in place if name not in scenes.labels]:
+        known = ", ".join(scenes.labels) or "none"
+        raise SceneError(f"Scenes have no label {missing[0]!r}; they have {known}.")
+    return scenes.at(np.flatnonzero(scenes.counted[:, position]))
 
 
 def dissociation_frame(tables: Mapping[str, Dissociation]) -> "pd.DataFrame":
@@ -106,7 +151,9 @@ def dissociation_frame(tables: Mapping[str, Dissociation]) -> "pd.DataFrame":
             for read in _GOOD
             for acted in _GOOD
         }
+        cells["read"] = table.read
         cells |= {f"wrong_with_{read}_probe": table.wrong(probe=_GOOD[read]) for read in _GOOD}
+        row["guessed"] = table.guessed
         for cell, found in cells.items():
             row |= {
                 cell: float(found.estimate),

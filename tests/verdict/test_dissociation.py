@@ -3,47 +3,51 @@
 import numpy as np
 import pytest
 
+from actlens.claims import Support
 from actlens.errors import SceneError
-from actlens.verdict import dissociation, dissociation_frame
+from actlens.kinematics import SO101_SIMULATED
+from actlens.mechanism import mechanism_axis
+from actlens.planted import LinearRule, Region, Stored, Table, World, plant
+from actlens.planted.worlds import places
+from actlens.retrieval import Undefined, run_demonstrations, sites_of
+from actlens.statistics import Interval
+from actlens.verdict import (
+    Dissociation,
+    dissociation,
+    dissociation_claims,
+    dissociation_frame,
+    table_claims,
+)
 
 EPISODES = np.repeat(np.arange(10), 4)
 
 
+def counted(probe, action, episodes=EPISODES):
+    n = len(episodes)
+    full = lambda x: np.broadcast_to(np.asarray(x, bool), n).copy()
+    return Dissociation(full(probe), np.zeros(n, bool), full(action), episodes, 20.0)
+
+
 def test_cells_are_counted_as_by_hand():
-    probe = np.tile([5.0, 5.0, 50.0, 50.0], 10)
-    action = np.tile([5.0, 50.0, 5.0, 50.0], 10)
-    probe[0] = 20.0  # at the tolerance is good
-    found = dissociation(probe, action, EPISODES)
+    found = counted(np.tile([1, 1, 0, 0], 10), np.tile([1, 0, 1, 0], 10))
     for good in (True, False):
         for done in (True, False):
-            share = found.share(probe=good, action=done)
-            assert share.estimate == pytest.approx(0.25)
+            assert found.share(probe=good, action=done).estimate == pytest.approx(0.25)
         assert found.wrong(probe=good).estimate == pytest.approx(0.5)
-
-
-def test_the_hypothesis_fills_one_cell_and_a_rule_another():
-    knows_but_errs = dissociation(np.full(40, 3.0), np.full(40, 60.0), EPISODES)
-    assert knows_but_errs.share(probe=True, action=False).estimate == 1
-    assert np.isnan(knows_but_errs.wrong(probe=False).estimate)
-    rule = dissociation(np.full(40, 3.0), np.full(40, 4.0), EPISODES)
-    assert rule.share(probe=True, action=True).estimate == 1
+    assert found.read.estimate == pytest.approx(0.5)
+    assert np.isnan(counted(1, 0).wrong(probe=False).estimate)  # there is no such scene
 
 
 def test_intervals_are_by_episode_not_by_scene():
-    rng = np.random.default_rng(0)
-    good = rng.random(10) < 0.5
-    action = np.where(np.repeat(good, 4), 1.0, 99.0)
-    found = dissociation(np.zeros(40), action, EPISODES).share(probe=True, action=True)
-    apart = dissociation(np.zeros(40), action, np.arange(40)).share(probe=True, action=True)
-    assert found.high - found.low > 1.5 * (apart.high - apart.low)
+    acted = np.repeat(np.random.default_rng(0).random(10) < 0.5, 4)
+    by_episode = counted(1, acted).share(probe=True, action=True)
+    by_scene = counted(1, acted, np.arange(40)).share(probe=True, action=True)
+    assert by_episode.high - by_episode.low > 1.5 * (by_scene.high - by_scene.low)
 
 
 def test_the_frame_has_a_row_for_every_set_and_shares_that_add_up():
     rng = np.random.default_rng(1)
-    tables = {
-        name: dissociation(rng.exponential(20, 40), rng.exponential(20, 40), EPISODES)
-        for name in ("held_out", "strip")
-    }
+    tables = {n: counted(rng.random(40) < 0.5, rng.random(40) < 0.5) for n in ("held_out", "strip")}
     frame = dissociation_frame(tables)
     cells = [c for c in frame if c.endswith("_action")]
     assert len(cells) == 4
@@ -51,8 +55,77 @@ def test_the_frame_has_a_row_for_every_set_and_shares_that_add_up():
     assert list(frame.scenes) == ["held_out", "strip"]
 
 
-def test_errors_of_other_scenes_are_refused():
-    with pytest.raises(SceneError, match="39 action errors"):
-        dissociation(np.zeros(40), np.zeros(39), EPISODES)
-    with pytest.raises(SceneError, match="one at least"):
-        dissociation(np.zeros(0), np.zeros(0), np.zeros(0, int))
+# ── planted policies ─────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World(seed=1001)
+
+
+@pytest.fixture(scope="module")
+def shown(world):
+    return world.scenes(world.positions(Region.TRAIN, 60))
+
+
+@pytest.fixture(scope="module")
+def tables(world, shown):
+    """Of a table and of a rule, at demonstrated places and in the gap."""
+    blank = world.policy()
+    stored = Stored.of(blank, shown)
+    new = world.scenes(world.positions(Region.GAP, 60, seed=4), first_episode=1000)
+    found = {}
+    for mechanism in (Table(), LinearRule()):
+        model = plant(blank, stored, mechanism, readout=world.readout).model
+        run = lambda scenes, model=model: run_demonstrations(
+            model, scenes, sites_of(model), batch_size=64
+        )
+        known = run(shown)
+        found[mechanism.name] = {
+            "known": dissociation(known, None, SO101_SIMULATED),
+            "gap": dissociation(known, run(new), SO101_SIMULATED),
+        }
+    return found
+
+
+def test_a_table_behind_a_vector_that_holds_the_place_knows_and_errs(tables):
+    found = tables["table"]
+    assert found["gap"].share(probe=True, action=False).estimate > 0.7
+    assert found["gap"].read.estimate > 0.95 > 0.5 > found["gap"].guessed
+    assert found["known"].share(probe=True, action=True).estimate > 0.95
+    verdicts = [
+        claim.verdict for claim in dissociation_claims({"gap": found["gap"]}, found["known"])
+    ]
+    assert verdicts == [Support.SUPPORTED, Support.SUPPORTED]
+
+
+def test_a_rule_knows_and_does(tables):
+    found = tables["linear rule"]["gap"]
+    assert found.share(probe=True, action=True).estimate > 0.9
+    holds, astray = dissociation_claims({"gap": found}, tables["linear rule"]["known"])
+    assert (holds.verdict, astray.verdict) == (Support.SUPPORTED, Support.REFUTED)
+
+
+def test_a_table_is_claimed_from_both_axes(world, shown):
+    blank = world.policy()
+    model = plant(blank, Stored.of(blank, shown), Table(), readout=world.readout).model
+    axis = mechanism_axis(model, shown, places=places(shown))
+    low = Interval(*(np.asarray(x) for x in (0.0, -0.1, 0.1)))
+    claims = table_claims(axis, {"gap": low, "nowhere": Undefined("no headroom")})
+    assert [claim.verdict for claim in claims] == [
+        Support.SUPPORTED,
+        Support.SUPPORTED,
+        Support.UNDECIDED,
+    ]
+    assert "no headroom" in claims[2].figure
+
+
+def test_scenes_without_labels_or_past_their_end_are_refused(world):
+    blank = world.policy()
+    run = lambda frame: run_demonstrations(
+        blank, world.scenes(world.positions(Region.TRAIN, 6), frames=[frame]), sites_of(blank)
+    )
+    with pytest.raises(SceneError, match="'lamp_x'"):
+        dissociation(run(0), None, SO101_SIMULATED, place=("lamp_x", "lamp_y"))
+    with pytest.raises(SceneError, match="goes on that long"):
+        dissociation(run(11), None, SO101_SIMULATED)
