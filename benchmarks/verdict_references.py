@@ -59,7 +59,7 @@ class Setting:
             expert=LinearExpert(seed=i) if self.linear else ReachExpert(),
             d_model=(96, 128, 160)[i % 3] if not self.linear else 128,
             nuisance=(0, 2)[i // 2 % 2],
-            noise=(0.0, 0.001)[i // 4 % 2],
+            noise=(0.0, 0.0005)[i // 4 % 2],
         )
 
     @property
@@ -70,7 +70,7 @@ class Setting:
     @property
     def frames(self) -> tuple[int, ...]:
         """Of every episode; a linear rule cannot follow a reach through all its phases."""
-        return (0, 4, 8) if self.linear else (0,)
+        return (0, 2) if self.linear else (0,)
 
     @property
     def n_episodes(self) -> int:

@@ -1,6 +1,6 @@
 """Is the decoder a lookup table? What its last MLP and all behind it do between known scenes.
 
-axis = mechanism_axis(model, trained, held_out, places=places)
+axis = mechanism_axis(model, trained, held_out)
 axis.frame()  # each statistic between those of a table and a rule planted on the same activations
 
 This is one of two axes. A decoder that was trained to memorise can look like a smooth rule to each
@@ -11,7 +11,7 @@ from actlens.mechanism.axis import JUMP, MechanismAxis, Placed, executed, mechan
 from actlens.mechanism.between import Between, between
 from actlens.mechanism.depths import Part, between_at
 from actlens.mechanism.locality import Locality, locality
-from actlens.mechanism.pairs import Neighbours, neighbours
+from actlens.mechanism.pairs import Neighbours, neighbours, neighbours_of
 from actlens.mechanism.stand_in import (
     LINEAR,
     MEAN,
@@ -57,6 +57,7 @@ __all__ = [
     "mechanism_axis",
     "mlp_stand_in",
     "neighbours",
+    "neighbours_of",
     "substitutes",
     "tail_stand_in",
     "tried",

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 
 from actlens.mechanism.between import between
 from actlens.mechanism.locality import locality
-from actlens.mechanism.pairs import Neighbours, neighbours
+from actlens.mechanism.pairs import Neighbours, neighbours_of
 from actlens.mechanism.surrogates import contest
 from actlens.mechanism.tail import Tail, Vectored
 from actlens.model.act import HookedACT
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 JUMP = "jump between neighbours"
 """The statistic that the verdict rests on (`Between.jump`): a table's share, 0 to 1."""
 _DRAWS = 1000
-_N_NEIGHBOURS = 2
 
 
 @dataclass(frozen=True)
@@ -116,20 +115,20 @@ def mechanism_axis(
     held_out: Sequence[Scene] = (),
     *,
     positions: Sequence[int] | None = None,
-    places: Float[np.ndarray, "trained dim"] | None = None,
     memoriser: bool = False,
     seed: int = 0,
     progress: Callable[[str], None] = lambda what: None,
 ) -> MechanismAxis:
     """Every statistic of a policy, of its table twin and of its rule twin.
 
+    Neighbours are scenes of different episodes whose action vectors are near: there a table's cells
+    lie side by side, whatever else the vectors hold besides where the object is.
+
     Args:
         trained_on: scenes that the policy was trained on.
         held_out: scenes that it was not trained on, at the same frames; without them there is no
             contest between surrogates.
         positions: of the chunk; about five of those that are carried out if not given.
-        places: where the trained scenes are, in task coordinates, to find neighbours by; their
-            action vectors if not given.
         memoriser: train the third reference too, which takes some seconds and needs the same frames
             of every episode.
         seed: of draws and bootstraps.
@@ -143,7 +142,7 @@ def mechanism_axis(
     positions = executed(model) if positions is None else positions
     progress("policy")
     own = Vectored.of(model, trained_on, positions)
-    data = _data(own, trained_on, places)
+    data = _data(own, trained_on)
     new = Vectored.of(model, held_out, positions) if held_out else None
     frames = np.array([scene.frame for scene in held_out], dtype=np.int64)
     results, errors, no_table = {"policy": _taken(own, new, data, frames, seed)}, {}, ""
@@ -180,13 +179,9 @@ def executed(model: HookedACT) -> tuple[int, ...]:
     return tuple(range(0, n, max(1, n // 5)))
 
 
-def _data(
-    own: Vectored, scenes: Sequence[Scene], places: Float[np.ndarray, "trained dim"] | None
-) -> _Data:
+def _data(own: Vectored, scenes: Sequence[Scene]) -> _Data:
     frames = np.array([scene.frame for scene in scenes])
-    groups = episode_numbers(scenes)
-    points = own.x.flatten(1).double().cpu().numpy() if places is None else places
-    return _Data(frames, groups, neighbours(points, groups, frames, n=_N_NEIGHBOURS))
+    return _Data(frames, episode_numbers(scenes), neighbours_of(own.x, scenes))
 
 
 def _references(

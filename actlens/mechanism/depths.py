@@ -3,6 +3,8 @@
 A table in the encoder leaves a decoder behind it that only reads it out, and is smooth. So the way
 between two neighbours is walked at several depths, everything behind each of them included. What is
 a table from the encoder's output on, and smooth from the action vector on, is in cross-attention.
+Neighbours are those of each depth's own input: what is far apart there may well be told apart by a
+smooth map that turns back and forth on the way.
 
 A blend of two scenes' image tokens is not the tokens of any scene: with cameras, the two depths in
 front of the action vector say what a policy makes of double exposures.
@@ -11,6 +13,7 @@ front of the action vector say what a policy makes of double exposures.
 from collections.abc import Sequence
 from enum import StrEnum
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,7 +22,7 @@ from actlens.interventions.evaluate import steps
 from actlens.interventions.mlp_runs import Rest
 from actlens.interventions.network import ACTIONS, QUERY_POS, TOKEN_POS, network
 from actlens.mechanism.between import POINTS, Between, measured
-from actlens.mechanism.pairs import Neighbours
+from actlens.mechanism.pairs import Neighbours, neighbours_of
 from actlens.model.act import HookedACT
 from actlens.scene import Scene, stack
 
@@ -46,36 +49,41 @@ def between_at(
     model: HookedACT,
     part: Part,
     scenes: Sequence[Scene],
-    pairs: Neighbours,
     positions: Sequence[int],
-) -> Between:
-    """What everything from a part's input on does between neighbours.
+    *,
+    n_pairs: int = 80,
+    seed: int = 0,
+) -> tuple[Between, Neighbours]:
+    """What everything from a part's input on does between neighbours, and which these are.
 
     Args:
         part: the encoder or cross-attention; `between` is for the decoder's MLP.
         positions: of the chunk, which are compared.
+        n_pairs: so many are drawn if there are more.
 
     Raises:
         KeyError: for the decoder's MLP.
-        SceneError: if a scene does not fit the policy.
+        SceneError: if a scene does not fit the policy, or none are neighbours.
     """
     hook, at = _INPUT[part], list(positions)
-    used = sorted({*pairs.first.tolist(), *pairs.second.tolist()})
-    values, rest = _behind(model, hook, [scenes[i] for i in used])
-    row = {scene: i for i, scene in enumerate(used)}
+    values, rest = _behind(model, hook, scenes)
+    pairs = neighbours_of(values, scenes)
+    if len(pairs.first) > n_pairs:
+        some = np.random.default_rng(seed).choice(len(pairs.first), n_pairs, replace=False)
+        pairs = Neighbours(pairs.first[some], pairs.second[some])
     shares = torch.linspace(0, 1, POINTS)
     walked = torch.cat([torch.tensor([-_STEP, _STEP]), shares]).to(values)
-    n_pairs, n_points = len(pairs.first), len(walked)
-    start, end = (torch.tensor([row[i] for i in x.tolist()]) for x in (pairs.first, pairs.second))
+    n, n_points = len(pairs.first), len(walked)
+    start, end = (torch.from_numpy(x) for x in (pairs.first, pairs.second))
     answers = []
-    for units in torch.arange(n_pairs * n_points).split(max(1, _TOKENS // values.shape[1])):
+    for units in torch.arange(n * n_points).split(max(1, _TOKENS // values.shape[1])):
         pair, point = units // n_points, units % n_points
         x, y = values[start[pair]], values[end[pair]]
         blended = x + walked[point].view(-1, *[1] * (x.ndim - 1)) * (y - x)
         answers.append(rest.of(start[pair])(blended)[:, at])
-    way = torch.cat(answers).unflatten(0, (n_pairs, n_points)).transpose(0, 1)
+    way = torch.cat(answers).unflatten(0, (n, n_points)).transpose(0, 1)
     before, after, way = way[0], way[1], way[2:]
-    return measured(way[-1] - way[0], (after - before) / (2 * _STEP), way, shares)
+    return measured(way[-1] - way[0], (after - before) / (2 * _STEP), way, shares), pairs
 
 
 def _behind(

@@ -1,11 +1,14 @@
 """Neighbouring scenes of different episodes: between them a table must jump and a rule must not."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
+from torch import Tensor
 
 from actlens.errors import SceneError
+from actlens.scene import Scene, episode_numbers
 
 
 @dataclass(frozen=True)
@@ -44,3 +47,16 @@ def neighbours(
         )
     first, second = np.array(pairs).T
     return Neighbours(first, second)
+
+
+def neighbours_of(
+    values: Float[Tensor, "scene ..."], scenes: Sequence[Scene], *, n: int = 2
+) -> Neighbours:
+    """Those of scenes by what some activation is in them.
+
+    Raises:
+        SceneError: if no scene has a neighbour.
+    """
+    points = values.flatten(1).double().cpu().numpy()
+    frames = np.array([scene.frame for scene in scenes])
+    return neighbours(points, episode_numbers(scenes), frames, n=n)

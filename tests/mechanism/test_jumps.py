@@ -12,7 +12,7 @@ from actlens.mechanism import (
     between_at,
     executed,
     mechanism_axis,
-    neighbours,
+    neighbours_of,
 )
 from actlens.planted import (
     WIDE,
@@ -28,7 +28,6 @@ from actlens.planted import (
     plant,
     table_in_encoder,
 )
-from actlens.planted.worlds import places
 
 N = 30
 
@@ -50,13 +49,9 @@ def planted(world, shown):
     return lambda mechanism: plant(policy, stored, mechanism, readout=world.readout).model
 
 
-def pairs_of(scenes):
-    return neighbours(places(scenes), np.arange(len(scenes)), np.zeros(len(scenes), int))
-
-
 def jumps(model, scenes):
     run = Vectored.of(model, scenes, range(4))
-    return np.nanmedian(between(run, pairs_of(scenes)).jump)
+    return np.nanmedian(between(run, neighbours_of(run.x, scenes)).jump)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 0.25, 0.5, 0.75, 1.0])
@@ -76,7 +71,7 @@ def test_a_curve_is_no_jump(planted, shown):
 def test_a_table_in_the_encoder_jumps_there_and_not_behind(world, shown):
     model = table_in_encoder(world.policy(), shown).model
     found = {
-        part: np.nanmedian(between_at(model, part, shown, pairs_of(shown), range(4)).jump)
+        part: np.nanmedian(between_at(model, part, shown, range(4))[0].jump)
         for part in (Part.ENCODER, Part.CROSS_ATTENTION)
     }
     assert found[Part.ENCODER] > 0.9
@@ -87,15 +82,14 @@ def test_a_table_in_the_encoder_jumps_there_and_not_behind(world, shown):
 def test_a_table_in_the_decoder_is_seen_from_every_depth(planted, shown):
     model = planted(Table())
     for part in (Part.ENCODER, Part.CROSS_ATTENTION):
-        assert np.nanmedian(between_at(model, part, shown, pairs_of(shown), [0]).jump) > 0.9
+        assert np.nanmedian(between_at(model, part, shown, [0])[0].jump) > 0.9
 
 
 @torch.no_grad()
 def test_the_way_through_the_network_is_that_of_the_hooked_model(planted, shown):
     """Slope and deviation from plain hooks, one blend at a time."""
     model, hook = planted(FeatureRule()), "encoder.0.hook_resid_pre"
-    pairs = pairs_of(shown)
-    found = between_at(model, Part.ENCODER, shown, pairs, [0, 2])
+    found, pairs = between_at(model, Part.ENCODER, shown, [0, 2])
     for pair in (0, 7):
         first, second = (shown[at[pair]] for at in (pairs.first, pairs.second))
         x, y = (model.run_with_cache(s, names_filter=hook)[1][hook] for s in (first, second))
@@ -117,7 +111,7 @@ def test_the_way_through_the_network_is_that_of_the_hooked_model(planted, shown)
 
 
 def test_the_axis_has_its_twins_and_a_memoriser_that_looks_smooth(planted, shown):
-    axis = mechanism_axis(planted(Mixture(0.5)), shown, places=places(shown), memoriser=True)
+    axis = mechanism_axis(planted(Mixture(0.5)), shown, memoriser=True)
     found = axis.of(JUMP)
     assert found.rule < 0.02
     assert found.table > 0.98
@@ -130,7 +124,7 @@ def test_the_axis_has_its_twins_and_a_memoriser_that_looks_smooth(planted, shown
 
 def test_where_no_table_can_be_planted_the_axis_says_so(world, shown):
     model = table_in_encoder(world.policy(), shown).model
-    axis = mechanism_axis(model, shown, places=places(shown))
+    axis = mechanism_axis(model, shown)
     assert "told from" in axis.no_table
     assert np.isnan(axis.of(JUMP).table)
     assert axis.of(JUMP).value < 0.05
@@ -143,7 +137,7 @@ def test_actions_of_episodes_with_different_frames_cannot_be_exchanged(world, pl
         *world.scenes(positions[:3], frames=[4]),
     ]
     with pytest.raises(PlantError, match="equally many"):
-        mechanism_axis(planted(LinearRule()), uneven, places=places(uneven), memoriser=True)
+        mechanism_axis(planted(LinearRule()), uneven, memoriser=True)
 
 
 def test_the_positions_looked_at_are_carried_out(world):

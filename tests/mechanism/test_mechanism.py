@@ -173,7 +173,7 @@ def test_a_linear_map_can_stand_in_for_a_linear_rule(planted, shown):
     ids=["rule", "table"],
 )
 def test_a_planted_policy_lies_where_its_own_twin_lies(planted, shown, new, mechanism, low, high):
-    axis = mechanism_axis(planted(mechanism), shown, new, places=places(shown))
+    axis = mechanism_axis(planted(mechanism), shown, new)
     found = axis.frame().set_index("statistic")
     for statistic in ("|log10 slope / secant|", "smooth against table surrogate"):
         assert low <= found.lookup[statistic] <= high
@@ -182,7 +182,7 @@ def test_a_planted_policy_lies_where_its_own_twin_lies(planted, shown, new, mech
 
 
 def test_a_half_table_lies_between_its_twins(planted, shown, new):
-    axis = mechanism_axis(planted(Mixture(0.5)), shown, new, places=places(shown))
+    axis = mechanism_axis(planted(Mixture(0.5)), shown, new)
     found = axis.frame().set_index("statistic")
     assert 0.5 < found.lookup["smooth against table surrogate"] <= 1.05
     assert 0 < found.lookup["|log10 slope / secant|"] < 0.5  # logarithms: half is not half way

@@ -8,7 +8,6 @@ from actlens.errors import SceneError
 from actlens.kinematics import SO101_SIMULATED
 from actlens.mechanism import mechanism_axis
 from actlens.planted import LinearRule, Region, Stored, Table, World, plant
-from actlens.planted.worlds import places
 from actlens.retrieval import Undefined, run_demonstrations, sites_of
 from actlens.statistics import Interval
 from actlens.verdict import (
@@ -109,7 +108,7 @@ def test_a_rule_knows_and_does(tables):
 def test_a_table_is_claimed_from_both_axes(world, shown):
     blank = world.policy()
     model = plant(blank, Stored.of(blank, shown), Table(), readout=world.readout).model
-    axis = mechanism_axis(model, shown, places=places(shown))
+    axis = mechanism_axis(model, shown)
     low = Interval(*(np.asarray(x) for x in (0.0, -0.1, 0.1)))
     claims = table_claims(axis, {"gap": low, "nowhere": Undefined("no headroom")})
     assert [claim.verdict for claim in claims] == [

@@ -15,7 +15,6 @@ from actlens.planted import (
     World,
     plant,
 )
-from actlens.planted.worlds import places
 from actlens.retrieval import (
     TaskState,
     Undefined,
@@ -174,7 +173,7 @@ def test_planted_policies_are_what_they_were_made_to_be(mechanism, everywhere, e
 
     found = judge(
         index(Region.GAP),
-        mechanism_axis(model, shown, places=places(shown)),
+        mechanism_axis(model, shown),
         beyond=index(Region.OUTSIDE),
     )
     assert found.answer is expected, found
