@@ -117,6 +117,7 @@ def mechanism_axis(
     positions: Sequence[int] | None = None,
     memoriser: bool = False,
     seed: int = 0,
+    vectors: Callable[[Sequence[Scene]], Vectored] | None = None,
     progress: Callable[[str], None] = lambda what: None,
 ) -> MechanismAxis:
     """Every statistic of a policy, of its table twin and of its rule twin.
@@ -132,6 +133,7 @@ def mechanism_axis(
         memoriser: train the third reference too, which takes some seconds and needs the same frames
             of every episode.
         seed: of draws and bootstraps.
+        vectors: gives the vectors of scenes at these positions, where the policy was run before.
         progress: told whose statistics are being taken.
 
     Raises:
@@ -140,10 +142,11 @@ def mechanism_axis(
         SceneError: if scenes do not fit the policy, or none are neighbours.
     """
     positions = executed(model) if positions is None else positions
+    run = vectors or (lambda scenes: Vectored.of(model, scenes, positions))
     progress("policy")
-    own = Vectored.of(model, trained_on, positions)
+    own = run(trained_on)
     data = _data(own, trained_on)
-    new = Vectored.of(model, held_out, positions) if held_out else None
+    new = run(held_out) if held_out else None
     frames = np.array([scene.frame for scene in held_out], dtype=np.int64)
     results, errors, no_table = {"policy": _taken(own, new, data, frames, seed)}, {}, ""
     for name, (answers, twin) in _references(model, own, data, memoriser=memoriser).items():

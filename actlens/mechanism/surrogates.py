@@ -102,9 +102,10 @@ def _at(
 
 
 def _rivals(n: int, groups: Int[np.ndarray, " trained"]) -> tuple[Pipeline, GridSearchCV]:
-    leading = lambda: PCA(min(_COMPONENTS, n - 1), svd_solver="full")
-    smooth = make_pipeline(leading(), StandardScaler(), KernelRidge(kernel="rbf"))
     folds = GroupKFold(min(4, len(np.unique(groups))))
+    fewest = min(len(rows) for rows, _ in folds.split(np.zeros(n), groups=groups))
+    leading = lambda: PCA(min(_COMPONENTS, fewest - 1), svd_solver="full")
+    smooth = make_pipeline(leading(), StandardScaler(), KernelRidge(kernel="rbf"))
     return (
         make_pipeline(leading(), KNeighborsRegressor(1)),
         GridSearchCV(smooth, _SMOOTH, cv=folds, scoring="neg_mean_squared_error"),

@@ -127,6 +127,11 @@ class PickCube(gymnasium.Env):
         facts = self._facts()
         return self._observation(), float(facts["success"]), False, False, facts
 
+    @property
+    def cube(self) -> np.ndarray:
+        """Where the cube is now: x, y and z in metres, heading in radians."""
+        return self._facts()["cube"]
+
     def render(self) -> np.ndarray | None:
         """Both cameras side by side, `(height, 2 * width, 3)`; None if made without pictures."""
         if self.render_mode is None:
