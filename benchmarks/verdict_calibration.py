@@ -319,19 +319,20 @@ def _right(answer: pd.Series, table: pd.DataFrame) -> pd.Series:
 
 
 def by_kind(rows: list[dict]) -> Table:
-    """One line a kind."""
+    """One line a kind: how many were called what, and in brackets how many are."""
     table = pd.DataFrame([row for row in rows if "refused" not in row])
-    table["kind"] = table.kind.str.replace(r"mixture (.*)", r"mixture, \1 table", regex=True)
-    shown = Table(title="What each kind was called", title_justify="left", box=None)
-    for name in ("kind", "n", "jump", "GI between", "GI beyond", "expected", "answers"):
-        shown.add_column(name)
-    counts = lambda column: ", ".join(f"{n} {name}" for name, n in column.value_counts().items())
-    spread = lambda column: f"{column.min():.2f}…{column.max():.2f}"
+    title = "Called so, in brackets how many are so"
+    shown = Table(title=title, title_justify="left", box=None, padding=(0, 1))
+    short = {answer: str(answer).split()[-1] for answer in Answer}
+    for name in ("kind", "n", "jump", *short.values()):
+        shown.add_column(name, justify="left" if name == "kind" else "right", no_wrap=True)
     for kind, part in table.groupby("kind", sort=False):
-        shown.add_row(
-            str(kind), str(len(part)), spread(part.jump), spread(part.inside), spread(part.beyond),
-            counts(part.expected), counts(part.answer),
-        )  # fmt: skip
+        cells = []
+        for answer in short:
+            said, true = ((part[x] == answer).sum() for x in ("answer", "expected"))
+            cells.append(f"{said} ({true})" if said or true else "")
+        jump = f"{part.jump.min():.2f}…{part.jump.max():.2f}"
+        shown.add_row(str(kind), str(len(part)), jump, *cells)
     return shown
 
 
