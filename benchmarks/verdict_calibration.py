@@ -322,8 +322,8 @@ def by_kind(rows: list[dict]) -> Table:
     """One line a kind: how many were called what, and in brackets how many are."""
     table = pd.DataFrame([row for row in rows if "refused" not in row])
     title = "Called so, in brackets how many are so"
-    shown = Table(title=title, title_justify="left", box=None, padding=(0, 1))
-    short = {answer: str(answer).split()[-1] for answer in Answer}
+    shown = Table(title=title, title_justify="left", box=None, padding=(0, 1, 0, 0))
+    short = dict(zip(Answer, ("table", "memoriser", "interp.", "rule", "undec."), strict=True))
     for name in ("kind", "n", "jump", *short.values()):
         shown.add_column(name, justify="left" if name == "kind" else "right", no_wrap=True)
     for kind, part in table.groupby("kind", sort=False):
