@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
 
 from actlens.model.act import HookedACT
 from actlens.planted.description import Planted, Truth
@@ -23,6 +22,7 @@ from actlens.planted.errors import PlantError
 from actlens.planted.rewriting import rewritten
 from actlens.planted.stored import Stored
 from actlens.planted.twins import largest_error
+from actlens.tails import Shape, Tails, Training, fit, whiten
 
 
 @dataclass(frozen=True)
@@ -54,22 +54,6 @@ BY_HEART = TrainingOptions(steps=2500, weight_decay=0.0, d_mlp=384, whitened=1e-
 """Enough to learn sixty scenes of four positions, whatever they are to answer."""
 
 
-class _Tail(nn.Module):
-    """The last decoder MLP, its norms and the head, for entries instead of chunks."""
-
-    def __init__(self, d_model: int, d_mlp: int, n_joints: int):
-        super().__init__()
-        self.linear1 = nn.Linear(d_model, d_mlp)
-        self.linear2 = nn.Linear(d_mlp, d_model)
-        self.ln3 = nn.LayerNorm(d_model)
-        self.ln_final = nn.LayerNorm(d_model)
-        self.action_head = nn.Linear(d_model, n_joints)
-
-    def forward(self, x: Float[Tensor, "entry d_model"]) -> Float[Tensor, "entry joint"]:
-        x = x + self.linear2(self.linear1(x).relu())
-        return self.action_head(self.ln_final(self.ln3(x)))
-
-
 def trained(
     model: HookedACT,
     stored: Stored,
@@ -92,48 +76,20 @@ def trained(
     config = model.config
     width = options.d_mlp or config.d_mlp
     inputs, targets = (part.float() for part in stored.entries())
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    training = Training(options.steps, options.lr, options.weight_decay)
+    draw = lambda: torch.randint(len(inputs), (1, options.batch_size))
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        tail = _Tail(config.d_model, width, config.action_dim)
-        with torch.no_grad():
-            tail.action_head.bias.copy_(targets.mean(0))
-            if options.whitened is not None:
-                _start_whitened(tail.linear1, inputs.double(), options.whitened)
-        _fit(tail, inputs, targets, options)
-    last = f"decoder.{config.n_decoder_layers - 1}"
-    where = {"linear1": f"{last}.mlp.", "linear2": f"{last}.mlp.", "ln3": f"{last}."}
-    changes = {
-        where.get(own.partition(".")[0], "") + own: value.detach()
-        for own, value in tail.named_parameters()
-    }
+        tails = Tails.drawn(Shape(config.d_model, width, config.action_dim), 1)
+        tails.weights["action_head.bias"][:] = targets.mean(0)
+        if options.whitened is not None:
+            whiten(tails, inputs.double(), options.whitened)
+        fit(tails, inputs, targets, draw, training)
     source = f"decoder trained anew ({name})"
-    twin = rewritten(model, changes, d_mlp=width, source=source)
+    twin = rewritten(model, tails.changes(model, 0), d_mlp=width, source=source)
     nobody = np.full(width, -1)
     error = largest_error(twin, stored)
     return Planted(twin, name, Truth(0.0, generalises, None), stored, (), nobody, error)
-
-
-def _start_whitened(keys: nn.Linear, inputs: Float[Tensor, "n d"], share: float) -> None:
-    """Random keys whose pre-activations have about unit variance, all directions taking part."""
-    mean = inputs.mean(0)
-    variances, axes = torch.linalg.eigh(torch.cov(inputs.T))
-    white = axes / variances.clamp(min=share * float(variances[-1])).sqrt()
-    weight = torch.randn(keys.weight.shape, dtype=torch.float64) @ (white @ axes.T)
-    weight /= len(mean) ** 0.5
-    keys.weight.copy_(weight)
-    keys.bias.copy_(0.5 * torch.randn(keys.bias.shape) - weight @ mean)
-
-
-def _fit(tail: _Tail, inputs: Tensor, targets: Tensor, options: TrainingOptions) -> None:
-    optimizer = torch.optim.AdamW(tail.parameters(), options.lr, weight_decay=options.weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=options.steps)
-    for _ in range(options.steps):
-        drawn = torch.randint(len(inputs), (options.batch_size,))
-        loss = (tail(inputs[drawn]) - targets[drawn]).abs().mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
 
 
 def shuffled(stored: Stored, seed: int = 0) -> Stored:
