@@ -11,6 +11,7 @@ vector for each chunk position; training on cached vectors is training the polic
 the frozen part has learnt by heart stays learnt: these figures are of the decoder alone.
 """
 
+from actlens.retraining.claims import late_claims, memory_claims
 from actlens.retraining.counterfactual import MemorisationOptions, memorisation
 from actlens.retraining.curves import Curve, LateFall, LateGeneralisation, Settled, Start
 from actlens.retraining.entries import Entries, cached
@@ -41,7 +42,9 @@ __all__ = [
     "Start",
     "cached",
     "isolation",
+    "late_claims",
     "late_generalisation",
     "memorisation",
+    "memory_claims",
     "study_memorisation",
 ]

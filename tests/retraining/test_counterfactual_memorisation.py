@@ -22,6 +22,7 @@ from actlens.retraining import (
     MemorisationOptions,
     isolation,
     memorisation,
+    memory_claims,
     study_memorisation,
 )
 from actlens.tails import Shape
@@ -199,6 +200,11 @@ def test_a_study_holds_a_policy_against_shuffled_actions_and_a_linear_readout(
     assert list(table.decoders) == ["demonstrations"] * 2 + ["shuffled"] * 2 + ["linear read-out"]
     assert table.share.between(-0.5, 1).all()
     assert len(study.by_episode()) == 60
+    claims = memory_claims(study)
+    assert [claim.value for claim in claims] == [
+        float(study.own[step].share.estimate) for step in (40, 300)
+    ]
+    assert all(claim.null == float(study.linear.share.estimate) for claim in claims)
 
 
 def test_lonely_episodes_are_told_from_crowded_ones():

@@ -15,6 +15,7 @@ from actlens.retraining import (
     Settled,
     Start,
     cached,
+    late_claims,
     late_generalisation,
 )
 from actlens.retraining.curves import TRAINED
@@ -138,3 +139,14 @@ def test_impossible_trainings_are_refused(setting):
         late_generalisation(model, entries, elsewhere, LateOptions(sizes=(99,)))
     with pytest.raises(SceneError, match="10 steps"):
         LateOptions(steps=5)
+
+
+def test_claims_are_of_the_trainings_on_all_demonstrations(setting):
+    model, entries, elsewhere = setting
+    found = late_generalisation(model, entries, elsewhere, OPTIONS)
+    claims = late_claims(found)
+    most = max(fall.n_episodes for fall in found.falls)
+    falls = [f for f in found.falls if f.n_episodes == most and f.settled_if is Settled.LAST]
+    assert [claim.verdict for claim in claims] == [fall.is_late for fall in falls]
+    assert [claim.value for claim in claims] == [float(fall.fall.estimate) for fall in falls]
+    assert len({claim.reading for claim in claims}) == len(claims)
