@@ -21,6 +21,7 @@ Behaviour cannot tell a smooth memoriser from a table, nor a rule from a table t
 top: the mechanism is another axis.
 """
 
+from actlens.retrieval.by_scenes import function_frames
 from actlens.retrieval.demonstrations import Demonstrations, run_demonstrations
 from actlens.retrieval.errors import ALL_JOINTS, TIP, Errors, Yardstick
 from actlens.retrieval.estimators import LADDER, Estimator, Kernel, Memory, Retrieval, Ridge
@@ -34,6 +35,13 @@ from actlens.retrieval.growth import distance_to_demonstrations, growth_exponent
 from actlens.retrieval.jackknife import Undefined, Value, jackknife
 from actlens.retrieval.keys import RetrievalError
 from actlens.retrieval.ladder import Ladder, Rung, climb
+from actlens.retrieval.large_errors import (
+    Warned,
+    by_episode_mean,
+    large_errors,
+    warned,
+    warned_frame,
+)
 from actlens.retrieval.metric import Metric
 from actlens.retrieval.monitor import Detection, Monitor, detection
 from actlens.retrieval.oracle import TaskState
@@ -42,6 +50,7 @@ from actlens.retrieval.similarity import LookupSimilarity, lookup_similarity
 from actlens.retrieval.sites import Activation, Observation, PerPosition, Pixels, Site, sites_of
 from actlens.retrieval.snapping import Snap, snap, snap_frame
 from actlens.retrieval.stored import stored_demonstrations
+from actlens.retrieval.surroundings import beyond_demonstrations
 from actlens.retrieval.table_size import TableSize, cover, table_size
 
 __all__ = [
@@ -76,16 +85,21 @@ __all__ = [
     "TaskState",
     "Undefined",
     "Value",
+    "Warned",
     "Yardstick",
+    "beyond_demonstrations",
+    "by_episode_mean",
     "climb",
     "cover",
     "detection",
     "distance_to_demonstrations",
     "function_axis",
+    "function_frames",
     "generalisation",
     "generalisation_frame",
     "growth_exponent",
     "jackknife",
+    "large_errors",
     "lookup_similarity",
     "run_demonstrations",
     "sites_of",
@@ -93,4 +107,6 @@ __all__ = [
     "snap_frame",
     "stored_demonstrations",
     "table_size",
+    "warned",
+    "warned_frame",
 ]

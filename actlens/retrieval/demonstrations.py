@@ -64,6 +64,17 @@ class Demonstrations:
             counted=self.counted[:, :positions],
         )
 
+    def at_positions(self, positions: Sequence[int]) -> "Demonstrations":
+        """The same scenes with chunks of some positions: neighbouring ones hardly differ."""
+        at = list(positions)
+        return replace(
+            self,
+            keys={k: v[:, at] if v.ndim == 3 else v for k, v in self.keys.items()},
+            actions=self.actions[:, at],
+            predicted=self.predicted[:, at],
+            counted=self.counted[:, at],
+        )
+
     def with_keys(self, name: str, keys: Float[np.ndarray, "scene d"]) -> "Demonstrations":
         """The same scenes with one more site."""
         return replace(self, keys={**self.keys, name: keys})

@@ -8,13 +8,20 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from actlens.retrieval.exact import distances, in_order
+from actlens.retrieval.keys import RetrievalError
 from actlens.retrieval.ridge import RidgePath
-from actlens.retrieval.search import NearestNeighbours, Neighbours
+from actlens.retrieval.search import NearestNeighbours
 
 _BANDWIDTHS = np.geomspace(0.125, 16, 15)
 """Of a kernel, in units of the spacing of the keys."""
+_COMPARED = 2500
+"""Keys: so few are all compared with all."""
 _PENALTIES = np.geomspace(1e-7, 1e1, 17)
 """Of ridge, as shares of the largest squared singular value."""
+
+Found = tuple[Int[np.ndarray, "query k"], Float[np.ndarray, "query k"]]
+"""Rows of the k nearest keys, nearest first, and their distances."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +43,45 @@ class Memory:
     @cached_property
     def spacing(self) -> float:
         """Median distance of a key to the nearest of another episode; 1 if these coincide."""
-        return float(np.median(self.others(1).distances)) or 1.0
+        return float(np.median(self.others(1)[1])) or 1.0
 
-    def others(self, k: int) -> Neighbours:
+    def others(self, k: int) -> Found:
         """The nearest keys of every key in other episodes."""
-        return self.index.search(self.keys, k, leaving_out=self.episodes)
+        if len(self.keys) > _COMPARED:
+            found = self.index.search(self.keys, k, leaving_out=self.episodes)
+            return found.indices, found.distances
+        distance, order = self._apart
+        return _first(distance, order, k)
+
+    def nearest(self, queries: Float[np.ndarray, "query d"], k: int) -> Found:
+        """The nearest keys of other scenes."""
+        if len(self.keys) > _COMPARED:
+            found = self.index.search(queries, k)
+            return found.indices, found.distances
+        distance = distances(queries, self.keys)
+        return _first(distance, in_order(distance), k)
+
+    @cached_property
+    def _apart(self) -> tuple[Float[np.ndarray, "scene scene"], Int[np.ndarray, "scene scene"]]:
+        """Distances, infinite within an episode, and their order: a search has more to do for each
+        query than that takes among few keys."""
+        distance = distances(self.keys, self.keys)
+        distance[self.episodes[:, None] == self.episodes] = np.inf
+        return distance, in_order(distance)
 
     def error(self, answers: Float[np.ndarray, "scene t"]) -> float:
         """Mean squared error of counted answers."""
         return float(np.square(answers - self.answers)[self.counted].mean())
+
+
+def _first(
+    distance: Float[np.ndarray, "query key"], order: Int[np.ndarray, "query key"], k: int
+) -> Found:
+    rows = order[:, :k]
+    apart = np.take_along_axis(distance, rows, 1)
+    if apart.shape[1] < k or not np.isfinite(apart).all():
+        raise RetrievalError(f"A scene has fewer than k = {k} keys to find.")
+    return rows, apart
 
 
 class Estimator(Protocol):
@@ -90,15 +127,15 @@ class Retrieval:
         self, memory: Memory, queries: Float[np.ndarray, "query d"]
     ) -> Float[np.ndarray, "query t"]:
         """See `Estimator`."""
-        return self._mean(memory, memory.index.search(queries, self.k))
+        return self._mean(memory, memory.nearest(queries, self.k))
 
-    def _mean(self, memory: Memory, found: Neighbours) -> Float[np.ndarray, "query t"]:
+    def _mean(self, memory: Memory, found: Found) -> Float[np.ndarray, "query t"]:
+        rows, distance = found
         if not self.soft:
-            return memory.answers[found.indices].mean(1)
-        nearer = found.distances[:, :1] - found.distances
-        weights = np.exp(nearer / memory.spacing)
+            return memory.answers[rows].mean(1)
+        weights = np.exp((distance[:, :1] - distance) / memory.spacing)
         weights /= weights.sum(1, keepdims=True)
-        return np.einsum("qk,qkt->qt", weights, memory.answers[found.indices])
+        return np.einsum("qk,qkt->qt", weights, memory.answers[rows])
 
 
 @dataclass(frozen=True)

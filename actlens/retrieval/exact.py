@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy.spatial.distance import cdist
 
 from actlens.retrieval.keys import Keys, read, rows_at_once, spans
 
@@ -46,3 +47,15 @@ def stacked(found: Iterable[Nearest]) -> tuple[np.ndarray, np.ndarray]:
     """Rows and scaled squared distances, `query k` each."""
     found = list(found)
     return np.stack([best.rows for best in found]), np.stack([best.squared for best in found])
+
+
+def distances(
+    queries: Float[np.ndarray, "query d"], keys: Float[np.ndarray, "key d"]
+) -> Float[np.ndarray, "query key"]:
+    """All of them, from the differences in float64: equal keys are equally far."""
+    return cdist(queries.astype(np.float64), keys.astype(np.float64))
+
+
+def in_order(distance: Float[np.ndarray, "query key"]) -> Int[np.ndarray, "query key"]:
+    """Keys of every query, nearest first; of equally near ones the first in order."""
+    return np.argsort(distance, axis=1, kind="stable")

@@ -26,13 +26,13 @@ def distance_to_demonstrations(
     Raises:
         RetrievalError: if a label is missing.
     """
-    starts, _ = _starts(demonstrations, labels)
-    asked, of_scene = _starts(scenes, labels)
+    starts, _ = starts_of(demonstrations, labels)
+    asked, of_scene = starts_of(scenes, labels)
     index = NearestNeighbours.of(starts)
     return index.search(asked).distances[of_scene, 0]
 
 
-def _starts(
+def starts_of(
     scenes: Demonstrations, labels: Sequence[str]
 ) -> tuple[Float[np.ndarray, "episode label"], Int[np.ndarray, " scene"]]:
     """The place where every episode starts, and each scene's episode among these."""

@@ -22,6 +22,12 @@ class Undefined:
 
 Value = Interval | Undefined
 
+
+def bounds_of(interval: Interval) -> tuple[float, float, float]:
+    """The estimate of one number, its low and its high."""
+    return float(interval.estimate), float(interval.low), float(interval.high)
+
+
 Totals = Float[np.ndarray, "row sums"]
 """Sums over episodes; every row is another set of episodes."""
 
