@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, UInt8
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
@@ -30,16 +29,15 @@ from actlens.model.embed import Inputs
 from actlens.model.lerobot_names import from_lerobot
 from actlens.normalization import Affine, NormalizationMode, Normalizer
 from actlens.scenes.dataset import Dataset, open_dataset
+from actlens.training_data import TrainingData, load_training_data, statistics_of
 
 EPS = 1e-8
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 LOG_FILE = "training.jsonl"
 CONFIG_FILE = "train_config.json"
 STATE_FILE = "training_state.pt"
 POLICY_FOLDER = "pretrained_model"
 
-_NOT_THE_RUN = frozenset({"resume", "save_every", "log_every", "device"})
+_NOT_THE_RUN = frozenset({"resume", "save_every", "log_every", "device", "cache"})
 """Options that may change when a run goes on."""
 
 
@@ -51,6 +49,10 @@ class TrainConfig:
     """A bundled dataset's name, a LeRobotDataset or ALOHA folder, or a hub id."""
     output_dir: Path
     """Where checkpoints, the loss curve and `pretrained_model/` go."""
+    episodes: tuple[int, ...] = ()
+    """Only these episodes; all if empty."""
+    cameras: tuple[str, ...] = ()
+    """Only these cameras, by their short names (`top`); all if empty."""
     steps: int = 3000
     batch_size: int = 8
     lr: float = 3e-4
@@ -76,6 +78,8 @@ class TrainConfig:
     dropout: float = 0.1
     downscale: int = 1
     """Train on images shrunk by this whole factor: a cheap first stage to warm-start from."""
+    cache: Path | None = None
+    """A folder that keeps the decoded pictures of whole datasets, for many runs on the same."""
     freeze_norm: bool = False
     """Keep the batch norms of `init_from` frozen, as every ACT checkpoint has them at inference."""
     init_from: Path | None = None
@@ -92,88 +96,6 @@ class TrainConfig:
     """Write matrices as float16: half the size, and the policy is evaluated as written."""
     resume: bool = True
     """Go on from `output_dir` if it holds an unfinished run of the same configuration."""
-
-
-@dataclass(frozen=True)
-class TrainingData:
-    """A whole dataset in memory, frame after frame."""
-
-    images: tuple[UInt8[Tensor, "frame 3 height width"], ...]
-    state: Float[Tensor, "frame joint"] | None
-    action: Float[Tensor, "frame joint"]
-    last: np.ndarray
-    """For each frame, the index of its episode's last frame."""
-
-    def chunks(
-        self, frames: np.ndarray, length: int
-    ) -> tuple[Float[Tensor, "batch chunk joint"], Bool[Tensor, "batch chunk"]]:
-        """The actions that follow each frame, the last one repeated, and where they are padding."""
-        ahead = frames[:, None] + np.arange(length)
-        last = self.last[frames][:, None]
-        return self.action[np.minimum(ahead, last)], torch.from_numpy(ahead > last)
-
-
-def shrink(
-    frames: UInt8[np.ndarray, "frame 3 height width"], factor: int
-) -> UInt8[np.ndarray, "frame 3 small_height small_width"]:
-    """Average blocks of `factor` x `factor` pixels.
-
-    Raises:
-        ConfigError: if the size is not a multiple of the factor.
-    """
-    n, channels, height, width = frames.shape
-    if height % factor or width % factor:
-        raise ConfigError(f"Images of {height}x{width} cannot be shrunk {factor} times.")
-    blocks = frames.reshape(n, channels, height // factor, factor, width // factor, factor)
-    return (blocks.mean((3, 5), dtype=np.float32) + 0.5).astype(np.uint8)
-
-
-def load_training_data(dataset: Dataset, downscale: int, progress: Progress) -> TrainingData:
-    """Decode every video of a dataset into memory."""
-    task = progress.add_task("decoding videos", total=len(dataset.episodes))
-    images: list[list[np.ndarray]] = [[] for _ in dataset.cameras]
-    states, actions, last = [], [], []
-    count = 0
-    for episode in dataset.episodes:
-        for frames, camera in zip(images, dataset.cameras, strict=True):
-            frames.append(shrink(dataset.frames(episode.index, camera.key), downscale))
-        actions.append(dataset.actions(episode.index))
-        if dataset.state_names:
-            states.append(dataset.states(episode.index))
-        count += episode.length
-        last += [count - 1] * episode.length
-        progress.advance(task)
-    progress.remove_task(task)
-    return TrainingData(
-        tuple(torch.from_numpy(np.concatenate(frames)) for frames in images),
-        torch.from_numpy(np.concatenate(states)) if states else None,
-        torch.from_numpy(np.concatenate(actions)),
-        np.asarray(last),
-    )
-
-
-def statistics_of(data: TrainingData, dataset: Dataset) -> dict[str, dict[str, Tensor]]:
-    """Mean and standard deviation by feature; ImageNet's for images, as LeRobot trains."""
-    stats = {
-        camera.key: {
-            "mean": torch.tensor(IMAGENET_MEAN).view(3, 1, 1),
-            "std": torch.tensor(IMAGENET_STD).view(3, 1, 1),
-        }
-        for camera in dataset.cameras
-    }
-    vectors = (
-        (STATE_KEY, data.state, dataset.state_names),
-        (ACTION_KEY, data.action, dataset.action_names),
-    )
-    for key, values, names in vectors:
-        if values is not None:
-            double = values.double()
-            std = double.std(0, unbiased=False)
-            if (std < 1e-6).any():
-                still = [names[i] for i in (std < 1e-6).nonzero().flatten()]
-                raise ConfigError(f"{dataset.name}: {key} never changes in {', '.join(still)}.")
-            stats[key] = {"mean": double.mean(0).float(), "std": std.float()}
-    return stats
 
 
 def learning_rate(step: int, config: TrainConfig) -> float:
@@ -291,7 +213,8 @@ def affines(stats: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Affine]:
 
 
 def _jsonable(config: TrainConfig) -> dict[str, object]:
-    return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+    """As it reads when it comes back from a JSON file."""
+    return json.loads(json.dumps(asdict(config), default=str))
 
 
 def _replace_file(path: Path, write) -> None:
@@ -301,27 +224,38 @@ def _replace_file(path: Path, write) -> None:
     temporary.replace(path)
 
 
+def require_same_run(config: TrainConfig) -> None:
+    """Make sure that a folder holds nothing, or a run of this configuration.
+
+    Raises:
+        ConfigError: if it holds something else.
+    """
+    folder, described = config.output_dir, config.output_dir / CONFIG_FILE
+    if not described.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise ConfigError(f"{folder} holds something else: choose another --output-dir.")
+        return
+    asked = _jsonable(config)
+    # Runs of older versions were always on all episodes and cameras.
+    found = {"episodes": [], "cameras": []} | json.loads(described.read_text())
+    differing = sorted(
+        key
+        for key in asked.keys() | found.keys()
+        if asked.get(key) != found.get(key) and key not in _NOT_THE_RUN
+    )
+    if differing or not config.resume:
+        raise ConfigError(
+            f"{folder} holds another run (it differs in {', '.join(differing) or 'nothing'}): "
+            "choose another --output-dir."
+        )
+
+
 def _resume(config: TrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     """Load an unfinished run's state; the step to go on from."""
-    folder = config.output_dir
-    described = folder / CONFIG_FILE
-    asked = _jsonable(config)
-    if described.exists():
-        found = json.loads(described.read_text())
-        differing = sorted(
-            key
-            for key in asked.keys() | found.keys()
-            if asked.get(key) != found.get(key) and key not in _NOT_THE_RUN
-        )
-        if differing or not config.resume:
-            raise ConfigError(
-                f"{folder} holds another run (it differs in {', '.join(differing) or 'nothing'}): "
-                "choose another --output-dir."
-            )
-    elif folder.exists() and any(folder.iterdir()):
-        raise ConfigError(f"{folder} holds something else: choose another --output-dir.")
+    require_same_run(config)
+    folder, asked = config.output_dir, _jsonable(config)
     folder.mkdir(parents=True, exist_ok=True)
-    _replace_file(described, lambda path: path.write_text(json.dumps(asked, indent=2)))
+    _replace_file(folder / CONFIG_FILE, lambda path: path.write_text(json.dumps(asked, indent=2)))
     if not (folder / STATE_FILE).exists():
         return 0
     saved = torch.load(folder / STATE_FILE, map_location="cpu", weights_only=True)
@@ -361,6 +295,8 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
     )
     with Progress(*columns, console=console) as progress:
         dataset = open_dataset(config.dataset)
+        if config.cameras:
+            dataset = replace(dataset, cameras=tuple(map(dataset.camera, config.cameras)))
         torch.manual_seed(config.seed)
         model = HookedACT(architecture(config, dataset), frozen_norm=config.freeze_norm).train()
         model.embed.to(memory_format=torch.channels_last)
@@ -371,7 +307,9 @@ def train(config: TrainConfig, console: Console | None = None) -> Path:
             model.parameters(), config.lr, weight_decay=config.weight_decay
         )
         start = _resume(config, model, optimizer)
-        data = load_training_data(dataset, config.downscale, progress)
+        data = load_training_data(
+            dataset, config.downscale, progress, episodes=config.episodes, cache=config.cache
+        )
         stats = statistics_of(data, dataset)
         model.normalizer = Normalizer(affines(stats)).to(device)
         task = progress.add_task("training", total=config.steps, completed=start)

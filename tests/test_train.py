@@ -13,7 +13,8 @@ from actlens import train as training
 from actlens.config import Camera
 from actlens.errors import ConfigError, DeviceError
 from actlens.model.act import HookedACT
-from actlens.train import TrainConfig, batches, learning_rate, shrink, train
+from actlens.train import TrainConfig, batches, learning_rate, train
+from actlens.training_data import shrink
 
 LENGTH, EPISODES = 12, 6
 

@@ -15,7 +15,14 @@ from actlens.sim import dataset_writer
 from actlens.sim.dataset_writer import DatasetFacts, Episode
 from actlens.sim.environment import CAMERAS, FPS, TASK, PickCube
 from actlens.sim.expert import PHASES, STEPS, plan
-from actlens.sim.regions import FIVE_POSITIONS, Region, region_of, sample
+from actlens.sim.regions import (
+    FIVE_POSITIONS,
+    NINE_POSITIONS,
+    ONE_POSITION,
+    Region,
+    region_of,
+    sample,
+)
 from actlens.sim.video import VideoSettings
 
 NOISE = np.array([1.5, 1.5, 1.5, 1.5, 1.5, 0.0])
@@ -23,6 +30,13 @@ NOISE = np.array([1.5, 1.5, 1.5, 1.5, 1.5, 0.0])
 NOISE_MEMORY = 0.8
 """Share of the disturbance that carries over from one step to the next."""
 
+Regime = Literal["table", "one_position", "five_positions", "nine_positions", "unseen"]
+FIXED = {
+    "one_position": ONE_POSITION,
+    "five_positions": FIVE_POSITIONS,
+    "nine_positions": NINE_POSITIONS,
+}
+"""Regimes in which the cube stands at few places."""
 UNSEEN = (Region.TRAIN, Region.HELD_OUT, Region.STRIP)
 """What the episodes of a test set ask of a policy: nothing new, interpolation, extrapolation."""
 
@@ -41,9 +55,10 @@ class RecordingConfig:
     """Folder of the dataset; new, empty, or an interrupted recording together with --resume."""
     episodes: int = 100
     """Successful demonstrations to keep."""
-    regime: Literal["table", "five_positions", "unseen"] = "table"
-    """Cube anywhere in the demonstrated cells of the table; at five fixed places in turn; or, to
-    test on, a third each in the demonstrated cells, in cells between them and in the strip."""
+    regime: Regime = "table"
+    """Cube anywhere in the demonstrated cells of the table; at one, five or nine fixed places in
+    turn; or, to test on, a third each in the demonstrated cells, in cells between them and in the
+    strip."""
     seed: int = 0
     """Seed of everything random; the same seed gives the same dataset."""
     height: int = 240
@@ -117,9 +132,9 @@ def demonstrate(
         index: number of the episode this attempt is to become; it selects the fixed position.
     """
     rng = np.random.default_rng([config.seed, attempt])
-    if config.regime == "five_positions":
-        share = len(FIVE_POSITIONS) * index // config.episodes
-        cube_xy = np.array(FIVE_POSITIONS[share])
+    if config.regime in FIXED:
+        places = FIXED[config.regime]
+        cube_xy = np.array(places[len(places) * index // config.episodes])
     elif config.regime == "unseen":
         cube_xy = sample(UNSEEN[len(UNSEEN) * index // config.episodes], rng)
     else:
@@ -232,7 +247,9 @@ def _facts(config: RecordingConfig, journal: Journal) -> DatasetFacts:
 def _card(config: RecordingConfig, journal: Journal) -> str:
     places = {
         "table": "anywhere in the demonstrated cells of the table (`actlens.sim.regions`)",
+        "one_position": "at one fixed place",
         "five_positions": "at five fixed places, the same number of times each",
+        "nine_positions": "at nine fixed places, about the same number of times each",
         "unseen": "a third of the episodes each in demonstrated cells (other positions than a "
         "training set of another seed has), in held-out cells between them, and in the strip "
         "beyond them (`region` in `meta/episodes`); to test on, not to train on",

@@ -84,3 +84,14 @@ FIVE_POSITIONS: tuple[tuple[float, float], ...] = (
 )
 """Centre and four around it, in demonstrated cells: the regime of LeRobot's guide, which asks for
 ten demonstrations at each of five places."""
+
+ONE_POSITION = FIVE_POSITIONS[:1]
+"""The centre alone: the least that can be demonstrated."""
+NINE_POSITIONS = (
+    *FIVE_POSITIONS,
+    (0.1425, -0.0375),
+    (0.2175, -0.0375),
+    (0.1925, -0.1375),
+    (0.1925, 0.0625),
+)
+"""The five and the middles between the outer four, in demonstrated cells as well."""

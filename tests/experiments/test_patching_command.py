@@ -23,11 +23,11 @@ from actlens.normalization import Affine, NormalizationMode
 from experiments import merge, patching
 
 
-def save_tiny_policy(folder, cameras=("top", "lateral")):
+def save_tiny_policy(folder, cameras=("top", "lateral"), size=(240, 320), chunk=4):
     config = ACTConfig(
-        cameras=tuple(Camera(f"observation.images.{name}", 240, 320) for name in cameras),
-        action_dim=6, state_dim=6, chunk=4, n_action_steps=4, d_model=16, n_heads=2, d_mlp=16,
-        n_encoder_layers=1, use_vae=False, joints=tuple("abcdef"),
+        cameras=tuple(Camera(f"observation.images.{name}", *size) for name in cameras),
+        action_dim=6, state_dim=6, chunk=chunk, n_action_steps=chunk, d_model=16, n_heads=2,
+        d_mlp=16, n_encoder_layers=1, use_vae=False, joints=tuple("abcdef"),
     )  # fmt: skip
     torch.manual_seed(0)
     model = HookedACT(config)
