@@ -11,6 +11,7 @@ from rich.text import Text
 from actlens.claims import Claim
 from actlens.finetuning import NEW, Locality
 from actlens.report.cells import number, p_value
+from actlens.report.claims import claims_table
 from actlens.report.closing import closing
 from actlens.report.layout import facts_header, words_and_numbers
 from actlens.report.plain import plain
@@ -49,7 +50,7 @@ def render_finetuning(
     ]
     if locality is not None:
         parts += [_neurons(locality), Text()]
-    parts += [_claims(claims), Text(), Text(_NOTE)]
+    parts += [claims_table(claims), Text(), Text(_NOTE)]
     return Group(*parts, *closing([], 0, min_effect=0, files=files, next_steps=next_steps))
 
 
@@ -117,22 +118,6 @@ def _neurons(locality: Locality) -> Table:
             for x in (most, drawn)
         )
         table.add_row(Text(f"{n}"), *cells)
-    return table
-
-
-def _claims(claims: Sequence[Claim]) -> Table:
-    table = words_and_numbers("Claims", "claim and reading", "figure, 95 %", "rule", "verdict")
-    last = ""
-    for claim in claims:
-        if claim.claim != last:
-            table.add_row(Text(plain(claim.claim), style="bold"))
-            last = claim.claim
-        table.add_row(
-            Text(plain(f"  {claim.reading}: {claim.figure}")),
-            f"{claim.value:.2f} ({claim.low:.2f}…{claim.high:.2f})",
-            plain(claim.rule),
-            claim.verdict.value,
-        )
     return table
 
 

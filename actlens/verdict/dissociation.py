@@ -17,7 +17,7 @@ from actlens.errors import SceneError
 from actlens.kinematics import Arm
 from actlens.probing import Fold, baselines, grouped_folds, predictions
 from actlens.retrieval import Demonstrations
-from actlens.statistics import Interval, pooled_ratio
+from actlens.statistics import Interval, pooled_ratio, wilson
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +30,7 @@ _GOOD = {"good": True, "bad": False}
 
 @dataclass(frozen=True)
 class Dissociation:
-    """Scenes by cell; shares have intervals by episode."""
+    """Scenes by cell; shares have intervals by episode, Wilson's where all or none are in one."""
 
     probe_good: Bool[np.ndarray, " scene"]
     guess_good: Bool[np.ndarray, " scene"]
@@ -68,7 +68,11 @@ class Dissociation:
         found = pooled_ratio(
             some[None].astype(float), of[None].astype(float), clusters=self.episodes, seed=self.seed
         )
-        return Interval(found.estimate[0], found.low[0], found.high[0])
+        share, low, high = found.estimate[0], found.low[0], found.high[0]
+        if np.isfinite(low) and share in (0.0, 1.0):  # a bootstrap of all or none has no width
+            n = len(np.unique(self.episodes[of]))
+            low, high = wilson(n if share else 0, n)
+        return Interval(*(np.asarray(x) for x in (share, low, high)))
 
 
 def dissociation(

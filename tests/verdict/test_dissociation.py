@@ -9,7 +9,7 @@ from actlens.kinematics import SO101_SIMULATED
 from actlens.mechanism import mechanism_axis
 from actlens.planted import LinearRule, Region, Stored, Table, World, plant
 from actlens.retrieval import Undefined, run_demonstrations, sites_of
-from actlens.statistics import Interval
+from actlens.statistics import Interval, wilson
 from actlens.verdict import (
     Dissociation,
     dissociation,
@@ -42,6 +42,13 @@ def test_intervals_are_by_episode_not_by_scene():
     by_episode = counted(1, acted).share(probe=True, action=True)
     by_scene = counted(1, acted, np.arange(40)).share(probe=True, action=True)
     assert by_episode.high - by_episode.low > 1.5 * (by_scene.high - by_scene.low)
+
+
+def test_all_or_none_of_a_few_episodes_is_not_certainty():
+    found = counted(1, 0)
+    assert found.read.estimate == 1
+    assert found.read.low == pytest.approx(wilson(10, 10)[0])
+    assert found.share(probe=True, action=True).high == pytest.approx(wilson(0, 10)[1])
 
 
 def test_the_frame_has_a_row_for_every_set_and_shares_that_add_up():
