@@ -118,7 +118,7 @@ def _knowing(done: retrieval.Done, seed: int) -> Tested:
         for name, rows in starts.items()
         if rows.any()
     }
-    frame = dissociation_frame({"demonstrations": at_known} | tables)
+    frame = dissociation_frame({"known": at_known} | tables)
     return Tested("knowing", dissociation_claims(tables, at_known), {"dissociation": frame})
 
 

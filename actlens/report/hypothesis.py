@@ -93,8 +93,8 @@ def _in_short(claims: Sequence[Claim]) -> Table:
 
 
 def _knowing(frame: pd.DataFrame) -> Table:
-    title = "Knowing and doing: share of scenes, 95 %"
-    columns = ("read, acted well", "read, acted badly", "not read, well", "not read, badly")
+    title = "Knowing and doing, read / acted: share of scenes, 95 %"
+    columns = ("good / good", "good / bad", "bad / good", "bad / bad")
     table = words_and_numbers(title, "scenes", *columns, dense=True)
     for _, row in frame.iterrows():
         cells = [

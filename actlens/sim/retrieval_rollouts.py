@@ -64,7 +64,8 @@ def retrieval_rollouts(
                 model, demonstrations, folder,
                 n=n, watched=watched, steps=steps, seed=seed, env=own, progress=progress,
             )  # fmt: skip
-    made = substitutions(model, demonstrations, env) if n else ()
+    simulator = env
+    made = substitutions(model, demonstrations, simulator) if n else ()
     by_name = {condition.name: condition for condition in made}
     starts = {
         region: draw_starts(watched, region=region, seed=len(REGIONS) * seed + i)
@@ -80,9 +81,9 @@ def retrieval_rollouts(
 
     def roll(place: Place, name: str) -> KeptRollout:
         if name == UNDISTURBED.name:
-            result, keys = watched_rollout(model, env, place.start, sites, steps=steps)
+            result, keys = watched_rollout(model, simulator, place.start, sites, steps=steps)
             return kept(place, name, result, keys=keys)
-        episode = roll_out(model, env, place.start, by_name[name], steps=steps)
+        episode = roll_out(model, simulator, place.start, by_name[name], steps=steps)
         return kept(place, name, episode.result, changed=episode.changed)
 
     asked = identity(model, demonstrations=_hash(demonstrations), steps=steps)
