@@ -3,7 +3,7 @@
 The hypothesis is that the decoder MLP memorises exact actions although the action vector after
 cross-attention holds all of the environment, at unseen places too; that only 5-20 tokens get high
 attention, not the arm state's; and that the MLP alone must change for a new place. Each claim gets
-a figure with its interval, a null, a rule that was fixed before, and what it says.
+a figure with its interval, a null, a rule, and what it says.
 
     python -m experiments.hypothesis
     python -m experiments.hypothesis --quick
