@@ -139,8 +139,10 @@ class Isolation:
     distance: Float[np.ndarray, " episode"]
 
 
-def isolation(found: Memorisation, places: Float[np.ndarray, "episode dim"]) -> Isolation:
+def isolation(found: Memorisation, places: Float[np.ndarray, "episode dim"]) -> Isolation | None:
     """Compare what is learnt by heart with how far other demonstrations are.
+
+    None if all are equally far: where every place was shown twice, no demonstration is lonely.
 
     Args:
         places: of the episodes, in the order of `found.indices`, in any unit.
@@ -148,6 +150,8 @@ def isolation(found: Memorisation, places: Float[np.ndarray, "episode dim"]) -> 
     apart = np.linalg.norm(places[:, None] - places[None], axis=-1)
     np.fill_diagonal(apart, np.inf)
     distance = apart.min(1)
+    if np.ptp(distance) <= 1e-9 * max(float(distance.max()), 1.0):
+        return None
     rho = float(stats.spearmanr(found.by_episode, distance).statistic)
     reach = stats.norm.ppf(0.975) * np.sqrt((1 + rho**2 / 2) / (len(distance) - 3))
     bounds = np.tanh(np.arctanh(np.clip(rho, -0.999999, 0.999999)) + np.array([-reach, reach]))

@@ -13,7 +13,8 @@ import actlens.sim
 from actlens.errors import InterventionError
 from actlens.model.act import HookedACT
 from actlens.patching.identity import code_version, model_hash
-from actlens.shards import Plan, Progress, begin, encode, read_all, source_hash
+from actlens.shards import Plan, Progress, begin, encode, open_run, read_all, source_hash
+from actlens.shards.folder import RUN_FILE
 from actlens.sim.conditions import Start
 from actlens.sim.regions import Region
 from actlens.sim.rollout import RolloutResult
@@ -82,6 +83,19 @@ def identity(model: HookedACT, **facts: Any) -> dict[str, Any]:
     """What decides every number of a run: the policy, the code, and the facts given."""
     here = source_hash(Path(actlens.sim.__file__).parent)
     return {"policy": model_hash(model), **code_version(), "simulator": here, **facts}
+
+
+def require_same_run(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds rollouts of something else, before anything is computed.
+
+    Raises:
+        RunError: if it does, or what it holds is damaged.
+    """
+    if (folder / RUN_FILE).exists():
+        theirs = open_run(folder).plan
+        Plan.of(asked, ((unit.name, unit.what) for unit in theirs.units)).require_same(
+            theirs, folder
+        )
 
 
 def complete_rollouts(

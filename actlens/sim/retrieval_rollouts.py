@@ -18,7 +18,14 @@ from actlens.shards import Progress
 from actlens.sim.conditions import UNDISTURBED, draw_starts
 from actlens.sim.controlled import roll_out, simulator_for
 from actlens.sim.environment import PickCube
-from actlens.sim.kept_rollouts import KeptRollout, Place, complete_rollouts, identity, kept
+from actlens.sim.kept_rollouts import (
+    KeptRollout,
+    Place,
+    complete_rollouts,
+    identity,
+    kept,
+    require_same_run,
+)
 from actlens.sim.regions import Region
 from actlens.sim.substituted_rollouts import substitutions
 from actlens.sim.watching import watched_rollout, watched_sites
@@ -65,6 +72,8 @@ def retrieval_rollouts(
                 n=n, watched=watched, steps=steps, seed=seed, env=own, progress=progress,
             )  # fmt: skip
     simulator = env
+    asked = identity(model, demonstrations=_hash(demonstrations), steps=steps)
+    require_same_run(folder, asked)  # fitting takes minutes: a wrong folder is told of before
     made = substitutions(model, demonstrations, simulator) if n else ()
     by_name = {condition.name: condition for condition in made}
     starts = {
@@ -86,7 +95,6 @@ def retrieval_rollouts(
         episode = roll_out(model, simulator, place.start, by_name[name], steps=steps)
         return kept(place, name, episode.result, changed=episode.changed)
 
-    asked = identity(model, demonstrations=_hash(demonstrations), steps=steps)
     return complete_rollouts(folder, asked, wanted, roll, progress=progress)
 
 

@@ -219,6 +219,8 @@ def test_lonely_episodes_are_told_from_crowded_ones():
     assert found.rank_correlation.estimate == pytest.approx(1.0)
     mixed = isolation(Memorisation(errors, learnt, tuple(range(40))), places[::-1])
     assert mixed.rank_correlation.low < 0 < mixed.rank_correlation.high
+    twice = np.repeat(places[:20], 2, axis=0)
+    assert isolation(Memorisation(errors, learnt, tuple(range(40))), twice) is None
 
 
 def test_what_cannot_be_estimated_is_refused(world, policy, stored):

@@ -260,9 +260,13 @@ def test_an_interrupted_run_goes_on_and_ends_alike(policy, demonstrations, rolle
     assert all(map(same, again, rolled))
 
 
-def test_rollouts_of_another_policy_are_not_gone_on_with(demonstrations, env, tmp_path, policy):
+def test_rollouts_of_another_policy_are_not_gone_on_with(
+    demonstrations, env, tmp_path, policy, monkeypatch
+):
     with pytest.raises(KeyboardInterrupt):
         rolled_in(tmp_path, policy, demonstrations, Interrupted(STEPS + 4))
+    # Fitting surrogates takes minutes: it is told before.
+    monkeypatch.setattr("actlens.sim.retrieval_rollouts.substitutions", None)
     with pytest.raises(RunError, match="another run: policy"):
         rolled_in(tmp_path, random_policy(d_mlp=8), demonstrations, env)
 
