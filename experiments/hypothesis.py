@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 
@@ -114,9 +115,10 @@ def _knowing(done: retrieval.Done, seed: int) -> Tested:
     at_start, beyond = new.frames == first, done.unseen.beyond
     starts = {BETWEEN: at_start & ~beyond, BEYOND: at_start & beyond}
     tables = {
-        name: dissociation(known, new.at(rows), arm, seed=seed)
+        f"{name}{probe}": dissociation(known, new.at(rows), arm, taught=taught, seed=seed)
+        for probe, taught in (("", False), (", taught", True))
         for name, rows in starts.items()
-        if rows.any()
+        if len(np.unique(new.episodes[rows])) > 1
     }
     frame = dissociation_frame({"known": at_known} | tables)
     return Tested("knowing", dissociation_claims(tables, at_known), {"dissociation": frame})

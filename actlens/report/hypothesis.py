@@ -73,9 +73,11 @@ def render_hypothesis(
 
 _KNOWING = (
     "At the first frame, where the arm does not yet give the object away. read: the object's place "
-    "from the action vector by a linear probe of the demonstrations; acted: where the last action "
-    "of the chunk puts the gripper, beside the expert's. good: within the same tolerance. The "
-    "hypothesis expects unseen places in the second column."
+    "from the action vector by a linear probe of the demonstrations, or one that was taught "
+    "by other unseen episodes as well (whether the place is there at all, in a form that the "
+    "policy's own head need not find); acted: where the last action of the chunk puts the gripper, "
+    "beside the expert's. good: within the same tolerance. The hypothesis expects unseen places in "
+    "the second column."
 )
 
 

@@ -57,7 +57,7 @@ def dissociation_claims(
     """What is known at unseen places, and what is done.
 
     Args:
-        tables: unseen scenes by name.
+        tables: unseen scenes by name, which says how the probe was fitted.
         known: the demonstrations, read by probes of other episodes.
     """
     claims = [

@@ -83,6 +83,7 @@ def dissociation(
     place: Sequence[str] = ("cube_x", "cube_y"),
     site: str = "action vector",
     position: int = -1,
+    taught: bool = False,
     tolerance: float = TOLERANCE,
     seed: int = 0,
 ) -> Dissociation:
@@ -96,6 +97,9 @@ def dissociation(
         place: labels of the object's place, metres.
         site: key of the vectors, which has one for each position of the chunk.
         position: of the chunk; the last by default, as far as one inference looks ahead.
+        taught: let the probe learn from other unseen episodes as well. Whether the vector holds the
+            place is one question, whether the demonstrations' own read-out finds it there another:
+            a policy's head cannot be taught.
 
     Raises:
         SceneError: if labels are missing, or no scene is left.
@@ -115,9 +119,15 @@ def dissociation(
         x = np.concatenate([vectors(known), vectors(new)])
         y = np.concatenate([where(known), where(new)])
         groups = np.concatenate([known.episodes, new.episodes + known.episodes.max() + 1])
-        fold = [Fold(np.arange(len(known)), np.arange(len(known), len(y)))]
-        both = predictions(x, y, groups, fold), baselines(y, fold)
-        read, guess = (found[len(known) :] for found in both)
+        own, rest = np.arange(len(known)), np.arange(len(known), len(y))
+        folds = [Fold(own, rest)]
+        guess = baselines(y, folds)[len(known) :]
+        if taught:
+            folds = [
+                Fold(np.concatenate([own, rest[fold.train]]), rest[fold.test])
+                for fold in grouped_folds(new.episodes)
+            ]
+        read = predictions(x, y, groups, folds)[len(known) :]
     off = lambda found: np.linalg.norm(found - where(new), axis=1)
     tips = [arm.tip(chunk[:, position]) for chunk in (new.predicted, new.actions)]
     missed = 1000 * np.linalg.norm(tips[0] - tips[1], axis=1)

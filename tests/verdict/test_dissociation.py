@@ -112,6 +112,30 @@ def test_a_rule_knows_and_does(tables):
     assert (holds.verdict, astray.verdict) == (Support.SUPPORTED, Support.REFUTED)
 
 
+def test_what_only_a_taught_probe_finds_is_there_all_the_same(world, shown):
+    """At unseen places the vector holds the place turned round: the own probe reads the mirror."""
+    blank = world.policy()
+    run = lambda scenes: run_demonstrations(blank, scenes, sites_of(blank), batch_size=64)
+    known = run(shown)
+    new = run(world.scenes(world.positions(Region.NEW, 60, seed=4), first_episode=1000))
+    key = "action vector"
+    mean = known.keys[key].mean(0)
+    turned = new.with_keys(key, 2 * mean - new.keys[key])
+    # Which of the two it is must be seen from the vector, too.
+    marked = lambda scenes, mark: scenes.with_keys(
+        key, np.concatenate([scenes.keys[key], np.full_like(scenes.keys[key], mark)], -1)
+    )
+    own, taught = (
+        dissociation(marked(known, 0.0), marked(turned, 1.0), SO101_SIMULATED, taught=taught)
+        for taught in (False, True)
+    )
+    assert own.read.estimate < 0.5
+    assert taught.read.estimate > own.read.estimate
+    straight = dissociation(known, new, SO101_SIMULATED, taught=True)
+    assert straight.read.estimate > 0.9
+    assert straight.guessed == own.guessed == taught.guessed
+
+
 def test_a_table_is_claimed_from_both_axes(world, shown):
     blank = world.policy()
     model = plant(blank, Stored.of(blank, shown), Table(), readout=world.readout).model
