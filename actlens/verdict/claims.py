@@ -63,7 +63,7 @@ def dissociation_claims(
     claims = [
         judged(
             HOLDS, f"{name}: read to {table.tolerance:g} mm", "share of scenes", table.read,
-            null=table.guessed, null_is="the demonstrations' mean place",
+            null=table.guessed, null_is="a mean place",
             rule=(at_least, _NEARLY_ALL),
         )
         for name, table in tables.items()

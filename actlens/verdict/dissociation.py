@@ -34,7 +34,8 @@ class Dissociation:
 
     probe_good: Bool[np.ndarray, " scene"]
     guess_good: Bool[np.ndarray, " scene"]
-    """Whether the mean place of the demonstrations would do: what a probe must beat."""
+    """Whether a constant would do, the mean place of the demonstrations, or of the other unseen
+    scenes for a taught probe: what a probe must beat."""
     action_good: Bool[np.ndarray, " scene"]
     episodes: Int[np.ndarray, " scene"]
     tolerance: float
@@ -48,7 +49,7 @@ class Dissociation:
 
     @property
     def guessed(self) -> float:
-        """Of all scenes, those for which the mean place would do."""
+        """Of all scenes, those for which a mean place would do."""
         return float(self.guess_good.mean())
 
     def share(self, *, probe: bool, action: bool) -> Interval:
@@ -120,14 +121,13 @@ def dissociation(
         y = np.concatenate([where(known), where(new)])
         groups = np.concatenate([known.episodes, new.episodes + known.episodes.max() + 1])
         own, rest = np.arange(len(known)), np.arange(len(known), len(y))
-        folds = [Fold(own, rest)]
-        guess = baselines(y, folds)[len(known) :]
+        folds = middle = [Fold(own, rest)]
         if taught:
-            folds = [
-                Fold(np.concatenate([own, rest[fold.train]]), rest[fold.test])
-                for fold in grouped_folds(new.episodes)
-            ]
+            parts = list(grouped_folds(new.episodes))
+            middle = [Fold(rest[part.train], rest[part.test]) for part in parts]
+            folds = [Fold(np.concatenate([own, part.train]), part.test) for part in middle]
         read = predictions(x, y, groups, folds)[len(known) :]
+        guess = baselines(y, middle)[len(known) :]
     off = lambda found: np.linalg.norm(found - where(new), axis=1)
     tips = [arm.tip(chunk[:, position]) for chunk in (new.predicted, new.actions)]
     missed = 1000 * np.linalg.norm(tips[0] - tips[1], axis=1)

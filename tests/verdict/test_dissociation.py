@@ -133,7 +133,7 @@ def test_what_only_a_taught_probe_finds_is_there_all_the_same(world, shown):
     assert taught.read.estimate > own.read.estimate
     straight = dissociation(known, new, SO101_SIMULATED, taught=True)
     assert straight.read.estimate > 0.9
-    assert straight.guessed == own.guessed == taught.guessed
+    assert straight.guessed == taught.guessed < 0.5  # the other unseen scenes' mean
 
 
 def test_a_table_is_claimed_from_both_axes(world, shown):
