@@ -62,6 +62,12 @@ def position_weights(
     return weights
 
 
+def executed_positions(config: ACTConfig) -> tuple[int, ...]:
+    """The chunk positions that ever reach the arm: all of them with a temporal ensemble."""
+    weights = position_weights(config, Positions.EXECUTED)
+    return tuple(weights.nonzero().flatten().tolist())
+
+
 class Along(Enum):
     """The axis of a chunk that a sum keeps; its value is the axis that the sum runs over."""
 

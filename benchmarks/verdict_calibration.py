@@ -40,9 +40,9 @@ from actlens.mechanism import (
     Vectored,
     between,
     between_at,
-    executed,
     mechanism_axis,
     neighbours_of,
+    some_executed,
 )
 from actlens.mechanism.axis import interval_by_group
 from actlens.planted import PlantError, Region
@@ -179,11 +179,13 @@ def judged(reference: Reference, options: Options) -> dict:
         drawn = [pool.index(known, shown.episodes, draw(30)) for _ in range(options.samples)]
         covered[region] = _coverage(drawn, truth[region])
     axis = mechanism_axis(model, reference.shown)
-    run = Vectored.of(model, reference.shown, executed(model))
+    run = Vectored.of(model, reference.shown, some_executed(model))
     pairs = neighbours_of(run.x, reference.shown)
     parts = {}
     for part in (Part.ENCODER, Part.CROSS_ATTENTION):
-        way, few = between_at(model, part, reference.shown, executed(model), seed=setting.number)
+        way, few = between_at(
+            model, part, reference.shown, some_executed(model), seed=setting.number
+        )
         parts[part] = _jump_interval(way.jump, shown.episodes[few.first])
     verdicts = [
         judge(seen[INSIDE, n], axis, beyond=seen[BEYOND, n], parts=parts) for n in options.episodes

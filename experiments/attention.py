@@ -29,7 +29,7 @@ from actlens.report.attention import render_attention
 from actlens.report.attention_maps import save_attention_maps
 from actlens.scene import Scene
 from actlens.scenes.dataset import Dataset
-from experiments.command import attempt, rows, run_folder
+from experiments.command import attempt, rows, run_folder, write_tables
 from experiments.scene_choice import Data, Policy, describe, open_demonstrations
 
 
@@ -128,12 +128,7 @@ def run(config: Config, console: Console) -> Done:
 
 def write_files(done: Done, frames: dict[str, pd.DataFrame], folder: Path) -> tuple[Path, ...]:
     """Tables, picture and provenance of a run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for name, table in frames.items():
-        table.to_csv(folder / f"{name}.csv", index=False)
-        table.to_parquet(folder / f"{name}.parquet", index=False)
-        files.append(folder / f"{name}.csv")
+    files = write_tables(frames, folder, parquet=True)
     if done.model.config.cameras:
         files.append(folder / "maps.png")
         positions = shown_positions(done.model, done.positions)

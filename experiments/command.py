@@ -1,7 +1,7 @@
-"""What every command does alike: where files go, how it ends, tables as JSON."""
+"""What every command does alike: where files go, how it ends, tables as files and as JSON."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from pathlib import Path
 
@@ -35,6 +35,24 @@ def attempt(work: Callable[[], None], folder: Path, console: Console) -> int:
         console.print(Text(plain(f"interrupted; {left}")))
         return 130
     return 0
+
+
+def write_tables(
+    tables: Mapping[str, pd.DataFrame], folder: Path, *, parquet: bool = False
+) -> list[Path]:
+    """Tables by name as csv, and the files that were written.
+
+    Args:
+        parquet: beside each, the same for programs; not among the files that are listed.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for name, table in tables.items():
+        files.append(folder / f"{name}.csv")
+        table.to_csv(files[-1], index=False)
+        if parquet:
+            table.to_parquet(files[-1].with_suffix(".parquet"), index=False)
+    return files
 
 
 def rows(table: pd.DataFrame) -> list[dict]:

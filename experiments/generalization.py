@@ -41,7 +41,7 @@ from actlens.sim.series import (
     verdicts_along,
 )
 from actlens.sim.table_map import success_by_cell
-from experiments.command import attempt, rows, run_folder
+from experiments.command import attempt, rows, run_folder, write_tables
 from experiments.generalization_panels import doses_of, maps_of, panels_of
 from experiments.scene_choice import Data, Policy, describe, open_demonstrations
 
@@ -143,25 +143,17 @@ def run(config: Config, console: Console) -> Done:
 
 def write_files(done: Done, folder: Path) -> tuple[Path, ...]:
     """Tables, pictures and provenance of a run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for name, table in done.tables.items():
-        files.append(folder / f"{name}.csv")
-        table.to_csv(files[-1], index=False)
+    files = write_tables(done.tables, folder)
     files.append(folder / "map.png")
     save_table_maps(maps_of(done.tables), done.demonstrated, files[-1])
     if done.doses:
         files.append(folder / "doses.png")
         save_dose_curves(panels_of(done.doses), files[-1])
-        for dose in done.doses:
-            name = re.sub(r"\W+", "-", dose.title.lower())
-            files.append(folder / f"doses-{name}.csv")
-            dose.found.to_csv(files[-1], index=False)
-        files.append(folder / "doses-by-distance.csv")
-        done.by_distance.to_csv(files[-1], index=False)
-        for frames, table in done.verdicts.items():
-            files.append(folder / f"doses-verdict-{frames.replace(' ', '-')}.csv")
-            table.to_csv(files[-1], index=False)
+        slug = lambda title: re.sub(r"\W+", "-", title.lower())
+        doses = {f"doses-{slug(dose.title)}": dose.found for dose in done.doses}
+        doses["doses-by-distance"] = done.by_distance
+        doses |= {f"doses-verdict-{slug(name)}": table for name, table in done.verdicts.items()}
+        files += write_tables(doses, folder)
     files.append(folder / "provenance.json")
     write_json(files[-1], done.origin)
     return tuple(files)

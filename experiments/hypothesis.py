@@ -36,7 +36,7 @@ from actlens.verdict import (
     table_claims,
 )
 from experiments import attention, finetuning, memorisation, retrieval
-from experiments.command import attempt, rows, run_folder
+from experiments.command import attempt, rows, run_folder, write_tables
 from experiments.retrieval_scenes import BETWEEN, BEYOND
 from experiments.scene_choice import Data, Policy, describe
 
@@ -160,7 +160,7 @@ def _by_heart(config: Config, console: Console) -> Tested:
 
 
 def run(
-    config: Config, console: Console, keep: Callable[[Tested], None]
+    config: Config, console: Console, keep: Callable[[Tested], object]
 ) -> tuple[Found, HookedACT]:
     """Test one part after the other; `keep` is given each as soon as it is finished.
 
@@ -195,13 +195,6 @@ def run(
     return Found(tuple(tested), battery[0] if battery else None), model
 
 
-def write_part(part: Tested, folder: Path) -> None:
-    """The tables of one part."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, table in part.tables.items():
-        table.to_csv(folder / f"{name}.csv", index=False)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, write, show."""
     import tyro
@@ -216,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _carry_out(config: Config, folder: Path, progress: Console) -> None:
     began = time.monotonic()
-    found, model = run(config, progress, lambda part: write_part(part, folder))
+    found, model = run(config, progress, lambda part: write_tables(part.tables, folder))
     facts = {"seconds_by_part": {part.name: round(part.seconds, 1) for part in found.tested}}
     origin = provenance(model, config, seconds=time.monotonic() - began, facts=facts)
     folder.mkdir(parents=True, exist_ok=True)

@@ -45,7 +45,7 @@ from actlens.retraining import (
 )
 from actlens.scene import Scene
 from actlens.tails import Shape
-from experiments.command import attempt, rows, run_folder
+from experiments.command import attempt, rows, run_folder, write_tables
 from experiments.retrieval_scenes import Sources
 from experiments.scene_choice import Data, Policy, describe
 
@@ -251,11 +251,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _carry_out(config: Config, folder: Path, progress: Console) -> None:
     done = run(config, progress)
-    folder.mkdir(parents=True, exist_ok=True)
-    files, tables = [], done.frames
-    for name, table in tables.items():
-        files.append(folder / f"{name}.csv")
-        table.to_csv(files[-1], index=False)
+    tables = done.frames
+    files = write_tables(tables, folder)
     files.append(folder / "curves.png")
     save_curves(done.study, done.late, files[-1])
     files.append(folder / "provenance.json")

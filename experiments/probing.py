@@ -37,7 +37,7 @@ from actlens.provenance import provenance, scenes_hash, write_json
 from actlens.report.probing import render_probing, used_frame
 from actlens.scene import Scene, episode_numbers
 from actlens.scenes.dataset import Dataset, open_dataset
-from experiments.command import attempt, rows, run_folder
+from experiments.command import attempt, rows, run_folder, write_tables
 from experiments.keyvalue import chosen_scenes
 from experiments.scene_choice import BUNDLED_DATA, Data, Policy, describe, open_demonstrations
 
@@ -184,13 +184,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _carry_out(config: Config, folder: Path, progress: Console) -> None:
     done = run(config, progress)
-    folder.mkdir(parents=True, exist_ok=True)
     tables = {"probes": done.probes, "held_out": done.held_out, "used": done.used}
-    files = []
-    for name, table in tables.items():
-        if len(table):
-            files.append(folder / f"{name}.csv")
-            table.to_csv(files[-1], index=False)
+    files = write_tables({name: table for name, table in tables.items() if len(table)}, folder)
     files.append(folder / "provenance.json")
     write_json(files[-1], done.origin)
     if config.json:

@@ -28,7 +28,7 @@ from actlens.provenance import provenance, scenes_hash, write_json
 from actlens.report.retrieval import render_retrieval
 from actlens.report.retrieval_picture import save_picture
 from actlens.verdict import Verdict
-from experiments.command import attempt, rows, run_folder
+from experiments.command import attempt, rows, run_folder, write_tables
 from experiments.retrieval_battery import Battery, measure
 from experiments.retrieval_rollouts import RetrievalRollouts, roll_out
 from experiments.retrieval_scenes import Known, Sources, check_apart, regions_of
@@ -126,12 +126,7 @@ def run(config: Config, console: Console) -> Done:
 
 def write_files(done: Done, folder: Path) -> tuple[Path, ...]:
     """Tables, picture and provenance of a run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
-    for name, table in done.battery.tables.items():
-        table.to_csv(folder / f"{name}.csv", index=False)
-        table.to_parquet(folder / f"{name}.parquet", index=False)
-        files.append(folder / f"{name}.csv")
+    files = write_tables(done.battery.tables, folder, parquet=True)
     if {"scenes", "mechanism"} <= done.battery.tables.keys():
         files.append(folder / "axes.png")
         save_picture(done.battery.tables, files[-1])

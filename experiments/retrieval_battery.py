@@ -15,8 +15,8 @@ from actlens.mechanism import (
     Tail,
     Vectored,
     between_at,
-    executed,
     mechanism_axis,
+    some_executed,
     tried,
     tried_frame,
 )
@@ -147,7 +147,7 @@ def vectored(model: HookedACT, ran: Demonstrations, positions: Sequence[int]) ->
 
 
 def _substitution(model: HookedACT, ran: Demonstrations, unseen: Unseen | None) -> pd.DataFrame:
-    positions = list(executed(model))
+    positions = list(some_executed(model))
     own = vectored(model, ran, positions)
     parts = [
         tried_frame(
@@ -201,7 +201,7 @@ def _mechanism(
     held_out: list[Scene] = [] if unseen is None else unseen.known.scenes
     if options.quick:
         held_out = [scene for scene in held_out if scene.frame == shown[0].frame]
-    positions = executed(model)
+    positions = some_executed(model)
     runs = [known] if unseen is None else [known, unseen.known]
     axis = mechanism_axis(
         model,
@@ -218,7 +218,7 @@ def _mechanism(
     groups = episode_numbers(shown)
     found = {}
     for part in (Part.ENCODER, Part.CROSS_ATTENTION):
-        way, pairs = between_at(model, part, shown, executed(model), seed=options.seed)
+        way, pairs = between_at(model, part, shown, some_executed(model), seed=options.seed)
         bounds = interval_by_group(way.jump, groups[pairs.first], np.nanmedian, options.seed)
         found[part] = Interval(*map(np.asarray, bounds))
     return axis, found

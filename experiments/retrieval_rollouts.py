@@ -18,12 +18,13 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from actlens.matmul import fastest_float32_matmul
+from actlens.metrics import executed_positions
 from actlens.model.act import HookedACT
 from actlens.report.progress import showing_progress
 from actlens.report.retrieval_rollouts import render_retrieval_rollouts
 from actlens.retrieval import Demonstrations, run_demonstrations
 from actlens.scenes.dataset import Dataset
-from experiments.command import rows
+from experiments.command import rows, write_tables
 from experiments.rollouts import STEPS
 
 
@@ -89,7 +90,6 @@ def roll_out(
     from actlens.sim.monitored_rollouts import scores
     from actlens.sim.retrieval_rollouts import n_watched, retrieval_rollouts
     from actlens.sim.substituted_rollouts import SubstitutedRollouts
-    from actlens.sim.substitution import carried_out
 
     every, watched = model.config.n_action_steps, n_watched(n, watched)
     with fastest_float32_matmul():
@@ -100,13 +100,12 @@ def roll_out(
                 n=n, watched=watched, steps=STEPS, seed=seed, progress=show,
             )  # fmt: skip
     plain = [one for one in rolled if one.condition == UNDISTURBED.name]
-    made = scores(plain, demonstrations, carried_out(model), every, false_alarms=false_alarms)
+    made = scores(
+        plain, demonstrations, executed_positions(model.config), every, false_alarms=false_alarms
+    )
     contest = SubstitutedRollouts(tuple(one for one in rolled if one.number < n or not n), seed)
     tables = (contest.frame(), contest.summary(), monitor_table(made, plain, seed=seed))
-    files = []
-    for name, table in zip(_TABLES, tables, strict=True):
-        files.append(folder / f"{name}.csv")
-        table.to_csv(files[-1], index=False)
+    files = write_tables(dict(zip(_TABLES, tables, strict=True)), folder)
     return RetrievalRollouts(*tables, tuple(files))
 
 

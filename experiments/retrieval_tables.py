@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
-from actlens.mechanism import executed
+from actlens.mechanism import some_executed
 from actlens.model.act import HookedACT
 from actlens.retrieval import (
     ALL_JOINTS,
@@ -186,7 +186,7 @@ def monitor_table(
         large_errors(errors(ran), errors(unseen.known.ran)),
         unseen.regions,
         sites=[site for site in WATCHED if site in ran.keys],
-        positions=executed(model),
+        positions=some_executed(model),
         false_alarms=options.false_alarms,
     )
     return warned_frame(found)

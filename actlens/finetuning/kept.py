@@ -18,10 +18,9 @@ from actlens.finetuning.errors import FinetuningError
 from actlens.finetuning.parts import Part
 from actlens.interventions.evaluate import steps
 from actlens.interventions.network import ACTIONS, QUERY_POS, TOKEN_POS, Op, network
+from actlens.interventions.rest import actions_of, activations, read_by
 from actlens.model.act import HookedACT
-from actlens.scene import Scene, episode_numbers, stack
-
-_BATCH = 8
+from actlens.scene import Scene, episode_numbers
 
 
 @dataclass(frozen=True)
@@ -65,19 +64,7 @@ class KeptScenes:
             raise FinetuningError("The model is in training mode: call `eval()`.")
         target, counted = _demonstrated(scenes, model.config.chunk)
         names = dict.fromkeys(name for part in parts for name in Behind(model, part).reads)
-        run = [name for name in names if name != QUERY_POS]
-        parts_of: list[Mapping[str, Tensor]] = []
-        for start in range(0, len(scenes), _BATCH):
-            some = scenes[start : start + _BATCH]
-            cache = model.run_with_cache(stack(some), names_filter=run)[1]
-            parts_of.append({name: cache[name] for name in run})
-            progress(len(some))
-        kept = {
-            name: parts_of[0][name][None]
-            if name == TOKEN_POS
-            else torch.cat([part[name] for part in parts_of])
-            for name in run
-        }
+        kept = activations(model, scenes, names, progress=progress)
         like = model.action_head.weight
         fine = target.to(like.device, torch.promote_types(like.dtype, torch.float32))
         return cls(
@@ -129,20 +116,15 @@ class Behind(nn.Module):
         super().__init__()
         self.model = model
         self.first = tuple(dict.fromkeys(part.first))
-        made = {op.output for op in self._ops()}
-        read = dict.fromkeys(name for op in self._ops() for name in op.inputs if name not in made)
-        self.reads = tuple(read)
+        self.reads = tuple(name for name in read_by(self._ops()) if name != QUERY_POS)
         """The hook points whose activations it goes on from."""
 
     def forward(self, kept: Mapping[str, Tensor]) -> Float[Tensor, "scene chunk joint"]:
         """Normalised actions."""
         # Anew every time: weights that are swapped for a call must be the ones that are used.
-        values = {name: kept[name] for name in self.reads if name != QUERY_POS}
+        values = {name: kept[name] for name in self.reads}
         values[QUERY_POS] = self.model.decoder.query_pos.weight[None]
-        for op in self._ops():
-            assert op.compute is not None
-            values[op.output] = op.compute(*(values[name] for name in op.inputs))
-        return values[ACTIONS]
+        return actions_of(self._ops(), values)
 
     def with_weights(
         self, weights: Mapping[str, Tensor], kept: Mapping[str, Tensor]

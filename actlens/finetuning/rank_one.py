@@ -13,9 +13,9 @@ from actlens.finetuning.parts import Part, cross_output, head_matrix, last_mlp, 
 from actlens.finetuning.updates import AlongKey
 from actlens.finetuning.ways import Budget, Way
 from actlens.interventions.network import network
+from actlens.metrics import executed_positions
 from actlens.model.act import HookedACT
 from actlens.rome.moments import EpisodeMoments
-from actlens.rome.request import executed
 from actlens.rome.ridge import held_out_drift, ridged_factor
 
 Keys = Float[Tensor, "scene position neuron"]
@@ -77,7 +77,7 @@ def rank_one_ways(model: HookedACT, known: KeptScenes, new: KeptScenes) -> tuple
 
 
 def _mean_key(matrix: Matrix, model: HookedACT, kept: KeptScenes) -> Float[Tensor, " neuron"]:
-    at = list(executed(model.config))
+    at = list(executed_positions(model.config))
     return matrix.keys(model, kept)[:, at][kept.counted[:, at]].double().mean(0)
 
 

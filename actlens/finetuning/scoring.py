@@ -10,8 +10,8 @@ from actlens.config import ACTION_KEY
 from actlens.finetuning.kept import Behind, KeptScenes
 from actlens.finetuning.tuned import TunedPart
 from actlens.kinematics import Arm
+from actlens.metrics import executed_positions
 from actlens.model.act import HookedACT
-from actlens.rome.request import executed
 from actlens.statistics import Interval, pooled_ratio, sign_flip_p
 
 DEGREES = "joints, degrees"
@@ -61,7 +61,7 @@ def errors(model: HookedACT, kept: KeptScenes, tuned: TunedPart, arm: Arm | None
     Args:
         arm: in whose joints and millimetres; dataset units if it is not known.
     """
-    behind, at = Behind(model, tuned.part), list(executed(model.config))
+    behind, at = Behind(model, tuned.part), list(executed_positions(model.config))
     unnormalize = lambda x: model.normalizer.unnormalize(ACTION_KEY, x)[:, at]
     sums, counts = [], []
     for part in kept.batches(_BATCH):

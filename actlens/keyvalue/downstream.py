@@ -14,7 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from actlens.interventions.mlp_runs import MLPRuns, Rest
+from actlens.interventions.mlp_runs import MLPRuns
+from actlens.interventions.rest import Rest
 from actlens.keyvalue.directions import DirectionError, columns_of, joint_spread
 from actlens.model.act import HookedACT
 

@@ -7,7 +7,7 @@ This is one of two axes. A decoder that was trained to memorise can look like a 
 of these statistics; whether a policy generalises is another question (`actlens.retrieval`).
 """
 
-from actlens.mechanism.axis import JUMP, MechanismAxis, Placed, executed, mechanism_axis
+from actlens.mechanism.axis import JUMP, MechanismAxis, Placed, mechanism_axis, some_executed
 from actlens.mechanism.between import Between, between
 from actlens.mechanism.depths import Part, between_at
 from actlens.mechanism.locality import Locality, locality
@@ -52,12 +52,12 @@ __all__ = [
     "between",
     "between_at",
     "contest",
-    "executed",
     "locality",
     "mechanism_axis",
     "mlp_stand_in",
     "neighbours",
     "neighbours_of",
+    "some_executed",
     "substitutes",
     "tail_stand_in",
     "tried",

@@ -20,6 +20,7 @@ from actlens.mechanism.locality import locality
 from actlens.mechanism.pairs import Neighbours, neighbours_of
 from actlens.mechanism.surrogates import contest
 from actlens.mechanism.tail import Tail, Vectored
+from actlens.metrics import executed_positions
 from actlens.model.act import HookedACT
 from actlens.planted import (
     BY_HEART,
@@ -141,7 +142,7 @@ def mechanism_axis(
             because episodes have different frames.
         SceneError: if scenes do not fit the policy, or none are neighbours.
     """
-    positions = executed(model) if positions is None else positions
+    positions = some_executed(model) if positions is None else positions
     run = vectors or (lambda scenes: Vectored.of(model, scenes, positions))
     progress("policy")
     own = run(trained_on)
@@ -176,10 +177,10 @@ def mechanism_axis(
     )
 
 
-def executed(model: HookedACT) -> tuple[int, ...]:
+def some_executed(model: HookedACT) -> tuple[int, ...]:
     """About five positions of the chunk among those that are carried out, evenly apart."""
-    n = model.config.n_action_steps
-    return tuple(range(0, n, max(1, n // 5)))
+    positions = executed_positions(model.config)
+    return positions[:: max(1, len(positions) // 5)]
 
 
 def _data(own: Vectored, scenes: Sequence[Scene]) -> _Data:

@@ -15,20 +15,15 @@ from enum import StrEnum
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from actlens.interventions.evaluate import steps
-from actlens.interventions.mlp_runs import Rest
-from actlens.interventions.network import ACTIONS, QUERY_POS, TOKEN_POS, network
+from actlens.interventions.rest import Rest, activations, inputs_behind
 from actlens.mechanism.between import POINTS, Between, measured
 from actlens.mechanism.pairs import Neighbours, neighbours_of
 from actlens.model.act import HookedACT
-from actlens.scene import Scene, stack
+from actlens.scene import Scene
 
 _STEP = 1 / 64
 """Of the way, for slopes by central differences: attention has no forward derivative here."""
-_BATCH = 8
 _TOKENS = 1300
 """How many are computed at once."""
 
@@ -66,7 +61,8 @@ def between_at(
         SceneError: if a scene does not fit the policy, or none are neighbours.
     """
     hook, at = _INPUT[part], list(positions)
-    values, rest = _behind(model, hook, scenes)
+    kept = activations(model, scenes, (hook, *inputs_behind(model, hook)))
+    values, rest = kept[hook], Rest.behind(model, hook, kept)
     pairs = neighbours_of(values, scenes)
     if len(pairs.first) > n_pairs:
         some = np.random.default_rng(seed).choice(len(pairs.first), n_pairs, replace=False)
@@ -84,26 +80,3 @@ def between_at(
     way = torch.cat(answers).unflatten(0, (n, n_points)).transpose(0, 1)
     before, after, way = way[0], way[1], way[2:]
     return measured(way[-1] - way[0], (after - before) / (2 * _STEP), way, shares), pairs
-
-
-def _behind(
-    model: HookedACT, hook: str, scenes: Sequence[Scene]
-) -> tuple[Float[Tensor, "scene token d_model"], Rest]:
-    """What a hook point holds in every scene, and the network from there to the actions."""
-    ops = tuple(op for op in steps(network(model, {hook}), {hook}, {ACTIONS}) if op.output != hook)
-    made = {hook, *(op.output for op in ops)}
-    read = list(dict.fromkeys(x for op in ops for x in op.inputs if x not in made))
-    names = [name for name in (hook, *read) if name != QUERY_POS]
-    parts = []
-    for start in range(0, len(scenes), _BATCH):
-        batch = stack(scenes[start : start + _BATCH])
-        parts.append(model.run_with_cache(batch, names_filter=names)[1])
-    kept = {
-        name: parts[0][name][None]
-        if name == TOKEN_POS
-        else torch.cat([part[name] for part in parts])
-        for name in names
-    }
-    if QUERY_POS in read:
-        kept[QUERY_POS] = model.decoder.query_pos.weight.detach()[None]
-    return kept[hook], Rest(ops, hook, {name: kept[name] for name in read})

@@ -15,6 +15,7 @@ from actlens.model.act import HookedACT
 from actlens.model.mlp_site import MLPSite
 from actlens.model.token_major import LayerNorm
 from actlens.scene import Scene
+from actlens.tails import input_hook
 
 Vectors = Float[Tensor, "*batch d_model"]
 Actions = Float[Tensor, "*batch joint"]
@@ -40,9 +41,7 @@ class Tail:
     @property
     def hook(self) -> str:
         """Where its input is."""
-        block = self.site.block
-        post = f"{block}.hook_normalized_resid_mid_cross"
-        return f"{block}.hook_resid_mid_cross" if self.model.config.pre_norm else post
+        return input_hook(self.model.config)
 
     def read(self, x: Vectors) -> Vectors:
         """What the MLP reads of it."""

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from actlens.config import ACTION_KEY
 from actlens.interventions.mlp_runs import MLPRuns
+from actlens.metrics import executed_positions
 from actlens.model.act import HookedACT
 from actlens.rome.conflicts import Compatibility, Conflict, compatibility
 from actlens.rome.errors import EditError
@@ -21,7 +22,7 @@ from actlens.rome.metric import KeyMetric, Keys, Readers
 from actlens.rome.prepared import Prepared, prepare
 from actlens.rome.problem import Problem
 from actlens.rome.record import EditRecord, RequestRecord, Rows
-from actlens.rome.request import JointLimits, Request, Resolved, executed
+from actlens.rome.request import JointLimits, Request, Resolved
 from actlens.rome.update import Exact, Update
 from actlens.rome.values import GaussNewton, ValueSolver
 from actlens.rome.weight_edit import WeightEdit
@@ -155,7 +156,7 @@ def _values(
 
 def _as_it_is(model: HookedACT, runs: MLPRuns) -> list[Resolved]:
     """Requests for what the policy does anyway."""
-    positions = executed(model.config)
+    positions = executed_positions(model.config)
     return [Resolved(positions, actions[list(positions)]) for actions in runs.actions]
 
 

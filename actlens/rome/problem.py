@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from actlens.interventions.mlp_runs import MLPRuns, Rest
+from actlens.interventions.mlp_runs import MLPRuns
+from actlens.interventions.rest import Rest
 from actlens.rome.metric import Readers
 from actlens.rome.request import Resolved
 

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from actlens.config import ACTION_KEY, ACTConfig
-from actlens.metrics import Positions, position_weights
+from actlens.config import ACTION_KEY
+from actlens.metrics import executed_positions
 from actlens.model.act import HookedACT
 from actlens.model.units import spread_of
 from actlens.rome.errors import EditError
@@ -122,7 +122,7 @@ def resolve(
             finite, or lies beyond the limits.
     """
     config = model.config
-    positions = request.positions or executed(config)
+    positions = request.positions or executed_positions(config)
     wrong = [k for k in positions if not 0 <= k < config.chunk]
     if wrong or len(set(positions)) < len(positions):
         raise EditError(
@@ -152,9 +152,3 @@ def resolve(
             f"{joint} never moved in the policy's training data, and no weights can move it."
         )
     return Resolved(positions, present[at] + torch.where(change == 0, change, change / spread))
-
-
-def executed(config: ACTConfig) -> tuple[int, ...]:
-    """The chunk positions that reach the arm."""
-    weights = position_weights(config, Positions.EXECUTED)
-    return tuple(weights.nonzero().flatten().tolist())

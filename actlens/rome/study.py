@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from actlens.metrics import executed_positions
 from actlens.model.act import HookedACT
 from actlens.model.mlp_site import MLPSite
 from actlens.rome.cases import Case
@@ -12,7 +13,7 @@ from actlens.rome.evaluation import Make
 from actlens.rome.fine_tuning import FineTuning, fine_tune
 from actlens.rome.metric import KeyMetric
 from actlens.rome.overlay import overlay, same_phase_radius
-from actlens.rome.request import JointLimits, executed
+from actlens.rome.request import JointLimits
 from actlens.rome.rivals import at_random_keys, head_shift, without_statistics
 from actlens.rome.scope import KeyBank, KeyWatch, Scope
 from actlens.rome.situations import Places, places_of
@@ -71,7 +72,7 @@ class Study:
         last = f"decoder.{model.config.n_decoder_layers - 1}"
         config = model.config
         n = config.chunk if site.in_decoder else config.n_tokens
-        watch = KeyWatch(site, places, executed(config) if block == last else range(n))
+        watch = KeyWatch(site, places, executed_positions(config) if block == last else range(n))
         found = key_statistics_of(
             model,
             scenes_at(dataset, episodes, phases, chunk=config.chunk),

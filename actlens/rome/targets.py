@@ -11,8 +11,9 @@ from itertools import accumulate, islice, pairwise
 import numpy as np
 import torch
 
-from actlens.interventions.mlp_runs import MLPRuns, Rest
+from actlens.interventions.mlp_runs import MLPRuns
 from actlens.interventions.network import QUERY_POS, TOKEN_POS
+from actlens.interventions.rest import Rest
 from actlens.model.act import HookedACT
 from actlens.model.mlp_site import MLPSite
 from actlens.rome.probes import FRAMES, LIGHT, NOISE, Group, Views, groups_of

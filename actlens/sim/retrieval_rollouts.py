@@ -3,7 +3,7 @@
 rolled = retrieval_rollouts(model, demonstrations, folder, n=20)
 SubstitutedRollouts(tuple(one for one in rolled if one.number < 20)).summary()
 plain = [one for one in rolled if one.condition == UNDISTURBED.name]
-monitor_table(scores(plain, demonstrations, carried_out(model), every), plain)
+monitor_table(scores(plain, demonstrations, executed_positions(model.config), every), plain)
 """
 
 import hashlib

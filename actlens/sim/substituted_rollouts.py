@@ -24,6 +24,7 @@ from actlens.mechanism import (
     mlp_stand_in,
     tail_stand_in,
 )
+from actlens.metrics import executed_positions
 from actlens.model.act import HookedACT
 from actlens.retrieval import Demonstrations, TaskState, Yardstick
 from actlens.sim.closed_loop import pooled_columns
@@ -34,7 +35,6 @@ from actlens.sim.paired_success import paired_success
 from actlens.sim.substitution import (
     LABELS,
     TaskRecall,
-    carried_out,
     mlp_substituted,
     retrieved_at_vectors,
     retrieved_by_task,
@@ -53,7 +53,7 @@ def vectored(model: HookedACT, demonstrations: Demonstrations) -> Vectored:
     Args:
         demonstrations: with keys of `vector_site(model)`, run by this policy.
     """
-    positions = list(carried_out(model))
+    positions = list(executed_positions(model.config))
     like = model.action_head.weight
     normalised = model.normalizer.normalize(
         ACTION_KEY, torch.from_numpy(demonstrations.predicted).to(like)

@@ -21,6 +21,7 @@ from torch import Tensor
 from actlens.interventions import Call, Edit, FromScene, Intervention
 from actlens.interventions.sources import Donors
 from actlens.mechanism import StandIn, Tail
+from actlens.metrics import executed_positions
 from actlens.model.act import HookedACT
 from actlens.retrieval import Demonstrations, Metric, NearestNeighbours, RetrievalError, TaskState
 from actlens.retrieval.metric import KeyMap
@@ -169,7 +170,7 @@ def retrieved_at_vectors(model: HookedACT, demonstrations: Demonstrations) -> Co
     Raises:
         RetrievalError: if these are missing.
     """
-    positions = carried_out(model)
+    positions = executed_positions(model.config)
     keys = flat_keys(demonstrations, vector_site(model).name, positions)
     recall = Recall.of(keys, demonstrations.actions)
 
@@ -179,12 +180,6 @@ def retrieved_at_vectors(model: HookedACT, demonstrations: Demonstrations) -> Co
 
     name = "nearest demonstration: vector"
     return answered(name, Tail(model), positions, Site("hook_actions"), nearest)
-
-
-def carried_out(model: HookedACT) -> tuple[int, ...]:
-    """The chunk positions that an arm ever carries out."""
-    ensemble = model.config.temporal_ensemble_coeff is not None
-    return tuple(range(model.config.chunk if ensemble else model.config.n_action_steps))
 
 
 def flat_keys(

@@ -8,12 +8,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from actlens.hooks import HookPoint, Reader
+from actlens.metrics import executed_positions
 from actlens.model.act import HookedACT
 from actlens.retrieval.sites import Activation, Observation, Pixels, Site
 from actlens.sim.conditions import Start
 from actlens.sim.environment import PickCube
 from actlens.sim.rollout import RolloutResult, as_observation, rollout
-from actlens.sim.substitution import carried_out, vector_site
+from actlens.sim.substitution import vector_site
 
 
 def watched_sites(model: HookedACT) -> tuple[Site, ...]:
@@ -42,7 +43,7 @@ def watched_rollout(
 
     Of a site with a key for every chunk position, those that are carried out are one key.
     """
-    positions = list(carried_out(model))
+    positions = list(executed_positions(model.config))
     hooks = list(dict.fromkeys(hook for site in sites for hook in site.hooks))
     found: dict[str, list[np.ndarray]] = {site.name: [] for site in sites}
 
