@@ -11,6 +11,7 @@ from rich.text import Text
 
 from actlens.errors import ActlensError
 from actlens.report.plain import plain
+from actlens.report.styles import BAD
 
 
 def run_folder(name: str, chosen: Path | None) -> Path:
@@ -28,7 +29,7 @@ def attempt(work: Callable[[], None], folder: Path, console: Console) -> int:
     try:
         work()
     except ActlensError as error:
-        console.print(Text(plain(f"{type(error).__name__}: {error}"), style="red"))
+        console.print(Text(plain(f"{type(error).__name__}: {error}"), style=BAD))
         return 3
     except KeyboardInterrupt:
         left = f"what was finished is in {folder}" if folder.exists() else "nothing was written"

@@ -47,6 +47,7 @@ from actlens.report.heatmaps import save_heatmaps
 from actlens.report.patching import render_patching
 from actlens.report.plain import plain
 from actlens.report.progress import showing_progress
+from actlens.report.styles import BAD, WARNING
 from actlens.shards import (
     Dask,
     Engine,
@@ -173,7 +174,7 @@ def patch(sweep: Sweep, folder: Path, console: Console) -> Run:
             policy=config.policy.files,
             about={"config": to_tree(dataclasses.replace(config, output_dir=None))},
             progress=tell,
-            notice=lambda sentence: console.print(Text(plain(sentence), style="yellow")),
+            notice=lambda sentence: console.print(Text(plain(sentence), style=WARNING)),
         )
 
 
@@ -348,7 +349,7 @@ def guarded(work: Callable[[], None], console: Console, interrupted: Callable[[]
     try:
         work()
     except ActlensError as error:
-        console.print(Text(plain(f"{type(error).__name__}: {error}"), style="red"))
+        console.print(Text(plain(f"{type(error).__name__}: {error}"), style=BAD))
         return 3
     except KeyboardInterrupt:
         console.print(Text(plain(interrupted())), soft_wrap=True)

@@ -33,6 +33,7 @@ from actlens.provenance import provenance, write_json
 from actlens.report.chunks import save_chunks
 from actlens.report.plain import plain
 from actlens.report.rome import render_rome
+from actlens.report.styles import WARNING
 from actlens.rome.cases import Case, Kind, cases_of
 from actlens.rome.errors import EditError
 from actlens.rome.evaluation import Scale, evaluate, noise_drift
@@ -114,7 +115,7 @@ def evaluate_all(config: Config, console: Console) -> Done:
         try:
             plan.append((kind, of_kind(kind)[:FEW], {SCOPED: study.scoped()}))
         except EditError as error:  # the limits allow the main request, and not this one
-            console.print(Text(plain(f"{kind}: left out. {error}"), style="yellow"))
+            console.print(Text(plain(f"{kind}: left out. {error}"), style=WARNING))
     total = sum(len(some) * len(ways) for _, some, ways in plan)
     with progress(console, "edits", total) as tell:
         tried = [

@@ -13,6 +13,7 @@ from rich.text import Text
 from actlens.attribution import AttributionResult, Gradient
 from actlens.metrics import Positions
 from actlens.report.closing import closing
+from actlens.report.styles import WARNING
 from actlens.text import clean_text
 
 _TAKEN = {
@@ -200,7 +201,7 @@ def _overlooked(result: AttributionResult, frame: pd.DataFrame) -> list[Renderab
         Text(
             f"! {single.address.nunique()} of {n:,} audited sites restore {limit} or more while "
             "their estimates say less; the worst:",
-            style="yellow",
+            style=WARNING,
         )
     ]
     for _, row in worst.iterrows():
@@ -208,7 +209,7 @@ def _overlooked(result: AttributionResult, frame: pd.DataFrame) -> list[Renderab
             Text(
                 f"  {clean_text(row.address)} {row.direction}: estimated {_effect(row.estimate)}, "
                 f"exact {_effect(row.exact)}",
-                style="yellow",
+                style=WARNING,
             )
         )
     return lines

@@ -11,8 +11,9 @@ from rich.text import Text
 from actlens.claims import Claim, Support
 from actlens.report.cells import number
 from actlens.report.plain import plain
+from actlens.report.styles import BAD, GOOD, WARNING
 
-COLOURS = {Support.SUPPORTED: "green", Support.REFUTED: "red", Support.UNDECIDED: "yellow"}
+COLOURS = {Support.SUPPORTED: GOOD, Support.REFUTED: BAD, Support.UNDECIDED: WARNING}
 
 
 def claims_table(claims: Sequence[Claim], title: str = "The claims") -> RenderableType:

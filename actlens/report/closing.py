@@ -6,6 +6,8 @@ from pathlib import Path
 from rich.console import RenderableType
 from rich.text import Text
 
+from actlens.report.styles import WARNING
+
 
 def closing(
     left_out: Sequence[float],
@@ -32,7 +34,7 @@ def closing(
                 f"! {len(left_out)} of {len(left_out) + n_kept} pairs left out: their two actions "
                 f"differ by at most {max(left_out):.3g} (limit {min_effect:g}, root mean square in "
                 "dataset units)",
-                style="yellow",
+                style=WARNING,
             )
         )
     if files:

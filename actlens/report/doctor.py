@@ -10,12 +10,13 @@ from rich.text import Text
 
 from actlens.doctor import Diagnosis, Severity
 from actlens.report.plain import plain
+from actlens.report.styles import BAD, GOOD, NOTE, WARNING
 
 _MARKS = {
-    Severity.OK: ("ok", "green"),
-    Severity.NOTE: ("note", "cyan"),
-    Severity.WARNING: ("warning", "yellow"),
-    Severity.ERROR: ("ERROR", "bold red"),
+    Severity.OK: ("ok", GOOD),
+    Severity.NOTE: ("note", NOTE),
+    Severity.WARNING: ("warning", WARNING),
+    Severity.ERROR: ("ERROR", f"bold {BAD}"),
 }
 
 
@@ -42,11 +43,11 @@ def _verdict(diagnosis: Diagnosis) -> Text:
     if diagnosis.layout:
         verdict.append(f"\n{plain(diagnosis.layout)}", style="not bold")
     if errors:
-        verdict.append(f"\nRefused: {_count(errors, 'error')}.", style="bold red")
+        verdict.append(f"\nRefused: {_count(errors, 'error')}.", style=f"bold {BAD}")
     elif warnings:
-        verdict.append(f"\nLoads, with {_count(warnings, 'warning')}.", style="bold yellow")
+        verdict.append(f"\nLoads, with {_count(warnings, 'warning')}.", style=f"bold {WARNING}")
     else:
-        verdict.append("\nHealthy.", style="bold green")
+        verdict.append("\nHealthy.", style=f"bold {GOOD}")
     return verdict
 
 

@@ -14,6 +14,7 @@ from actlens.report.cells import number
 from actlens.report.closing import closing
 from actlens.report.layout import facts_header, words_and_numbers
 from actlens.report.plain import plain
+from actlens.report.styles import WARNING
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def render_generalization(
         Text(
             f"! {plain(row.region)}, {plain(row.frames)}, {plain(row.measure)}: "
             f"{plain(row.undefined)}",
-            style="yellow",
+            style=WARNING,
         )
         for row in undefined.itertuples()
     ]

@@ -15,6 +15,7 @@ from actlens.report.claims import COLOURS, claims_table
 from actlens.report.closing import closing
 from actlens.report.layout import facts_header, words_and_numbers
 from actlens.report.plain import plain
+from actlens.report.styles import WARNING
 from actlens.report.verdict import verdict_lines
 from actlens.verdict import Verdict
 
@@ -67,7 +68,7 @@ def render_hypothesis(
     for part in tested:
         if "dissociation" in part.tables:
             parts += [_knowing(part.tables["dissociation"]), Text(), Text(_KNOWING), Text()]
-    parts += [Text(plain(f"not tested: {one}"), style="yellow") for one in lacking]
+    parts += [Text(plain(f"not tested: {one}"), style=WARNING) for one in lacking]
     return Group(*parts, *closing([], 0, min_effect=0, files=files, next_steps=next_steps))
 
 

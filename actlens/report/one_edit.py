@@ -14,6 +14,7 @@ from torch import Tensor
 
 from actlens.report.closing import closing
 from actlens.report.plain import plain
+from actlens.report.styles import WARNING
 from actlens.rome.weight_edit import WeightEdit
 
 
@@ -61,7 +62,7 @@ def render_edit(
     for name, text in lines:
         grid.add_row(Text(name), Text(plain(text)))
     note = Text("! Try it in simulation or at low speed first: nobody has told the edit what else "
-                "should change with the scene.", style="yellow")  # fmt: skip
+                "should change with the scene.", style=WARNING)  # fmt: skip
     return Group(grid, note, *closing([], 0, min_effect=0, files=files))
 
 

@@ -9,14 +9,15 @@ from rich.text import Text
 
 from actlens.report.layout import words_and_numbers
 from actlens.report.plain import plain
+from actlens.report.styles import BAD, GOOD, NOTE, WARNING
 from actlens.verdict import Answer, Verdict
 
 _COLOURS = {
-    Answer.LOOKUP_TABLE: "red",
-    Answer.SMOOTH_MEMORISER: "red",
-    Answer.INTERPOLATOR: "cyan",
-    Answer.GENERAL_RULE: "green",
-    Answer.UNDECIDED: "yellow",
+    Answer.LOOKUP_TABLE: BAD,
+    Answer.SMOOTH_MEMORISER: BAD,
+    Answer.INTERPOLATOR: NOTE,
+    Answer.GENERAL_RULE: GOOD,
+    Answer.UNDECIDED: WARNING,
 }
 
 
@@ -31,7 +32,7 @@ def verdict_lines(
         missing: what could not be measured, and what it would take.
     """
     if verdict is None:
-        said = Text("verdict: undecided", style="bold yellow")
+        said = Text("verdict: undecided", style=f"bold {WARNING}")
         return [said, *(_indented(f"needs {one}") for one in missing), Text()]
     colour = _COLOURS[verdict.answer]
     said = Text(f"verdict: {verdict.answer.value}", style=f"bold {colour}")
@@ -68,7 +69,7 @@ def _possible(verdict: Verdict) -> str:
 
 
 def _indented(text: str) -> Padding:
-    return Padding(Text(plain(text), style="yellow"), (0, 0, 0, 2))
+    return Padding(Text(plain(text), style=WARNING), (0, 0, 0, 2))
 
 
 _MEANS = {

@@ -29,6 +29,7 @@ from actlens.model.act import HookedACT
 from actlens.provenance import provenance, write_json
 from actlens.report.perturbations import render_suite
 from actlens.report.plain import plain
+from actlens.report.styles import BAD
 from actlens.scene import Observation
 from actlens.sim.closed_loop import ClosedLoop
 from actlens.sim.conditions import UNDISTURBED, Condition, Start, draw_starts
@@ -255,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         result, origin = run(config, progress)
     except ActlensError as error:
-        progress.print(Text(plain(f"{type(error).__name__}: {error}"), style="red"))
+        progress.print(Text(plain(f"{type(error).__name__}: {error}"), style=BAD))
         return 3
     frame = result.frame()
     Console().print(render_suite(frame, policy=config.policy))
