@@ -123,12 +123,19 @@ def save_dose_curves(rows: Sequence[Mapping[str, DosePanel]], path: Path) -> Non
     from matplotlib.figure import Figure
 
     doses = list(rows[0])
-    figure = Figure(figsize=(4.6 * len(doses), 2.5 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(4.6 * len(doses) + 1.6, 2.5 * len(rows)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(rows), len(doses), squeeze=False)
     for line, row in zip(axes, rows, strict=True):
         for axis, dose in zip(line, doses, strict=True):
             _draw_panel(axis, row[dose], dose)
+        handles, names = max(
+            (axis.get_legend_handles_labels() for axis in line), key=lambda shown: len(shown[1])
+        )
+        if names:  # beside the row: within a panel it would cover some curve
+            line[-1].legend(
+                handles, names, fontsize=6.5, loc="center left", bbox_to_anchor=(1.01, 0.5)
+            )
     figure.savefig(path, dpi=110)
 
 
@@ -154,4 +161,3 @@ def _draw_panel(axis, panel: DosePanel, dose: str) -> None:
     axis.set_xlabel(dose, fontsize=8)
     axis.tick_params(labelsize=7)
     axis.grid(alpha=0.3, linewidth=0.5)
-    axis.legend(fontsize=6.5)
