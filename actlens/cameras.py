@@ -1,5 +1,6 @@
 """Pinhole cameras: where a point of the world is in a known camera's picture."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,6 +33,11 @@ class PinholeCamera:
     width: int
 
     @property
+    def focal(self) -> float:
+        """Focal length in pixels."""
+        return self.height / 2 / math.tan(math.radians(self.fovy / 2))
+
+    @property
     def axes(self) -> Float[Tensor, "3 3"]:
         """Unit vectors to the right, upwards and towards the viewer, one a row, float64."""
         right, up = (torch.tensor(v, dtype=torch.float64) for v in (self.right, self.up))
@@ -47,12 +53,26 @@ class PinholeCamera:
         """
         centre = torch.tensor(self.position, dtype=torch.float64)
         right, up, back = ((points.double().cpu() - centre) @ self.axes.T).unbind(-1)
-        half = self.height / 2
-        focal = half / torch.deg2rad(torch.tensor(self.fovy / 2, dtype=torch.float64)).tan()
+        half, focal = self.height / 2, self.focal
         depth = torch.where(back < 0, -back, torch.nan)
         return torch.stack(
             [self.width / 2 + focal * right / depth, half - focal * up / depth], dim=-1
         )
+
+    def at_height(
+        self, pixels: Float[Tensor, "*batch 2"], height: float
+    ) -> Float[Tensor, "*batch 3"]:
+        """The points at a height above the table, metres, that are seen at some pixels; float64.
+
+        NaN where the line of sight does not meet that height in front of the camera.
+        """
+        column, row = pixels.double().cpu().unbind(-1)
+        right, up = (column - self.width / 2) / self.focal, (self.height / 2 - row) / self.focal
+        rays = torch.stack([right, up, -torch.ones_like(up)], -1) @ self.axes
+        centre = torch.tensor(self.position, dtype=torch.float64)
+        distance = (height - centre[2]) / rays[..., 2]
+        distance = torch.where(distance > 0, distance, torch.nan)
+        return centre + distance[..., None] * rays
 
     def shows(self, pixel: Float[Tensor, " 2"]) -> bool:
         """Whether a projected point lies in the picture."""

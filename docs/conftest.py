@@ -1,4 +1,7 @@
+from doctest import ELLIPSIS, NORMALIZE_WHITESPACE
+
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
-pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=["*.md"]).pytest()
+blocks = PythonCodeBlockParser(doctest_optionflags=ELLIPSIS | NORMALIZE_WHITESPACE)
+pytest_collect_file = Sybil(parsers=[blocks], patterns=["*.md"]).pytest()

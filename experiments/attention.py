@@ -15,21 +15,34 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from actlens.allocator import keep_freed_memory
-from actlens.attention import AttentionAnalysis, AttentionOptions, analyse_attention
+from actlens.attention import (
+    AttentionAnalysis,
+    AttentionOptions,
+    analyse_attention,
+    attention,
+)
 from actlens.errors import SceneError
+from actlens.interventions import run_scene
 from actlens.metrics import Positions, position_weights
 from actlens.model.act import HookedACT
+from actlens.page import Section
 from actlens.provenance import provenance, write_json
 from actlens.report.attention import render_attention
 from actlens.report.attention_maps import save_attention_maps
+from actlens.report.attention_overlays import (
+    decoder_overlays,
+    effect_overlays,
+    encoder_overlays,
+)
 from actlens.scene import Scene
 from actlens.scenes.dataset import Dataset
-from experiments.command import attempt, rows, run_folder, write_tables
+from experiments.command import attempt, rows, run_folder, with_page, write_report, write_tables
 from experiments.scene_choice import Data, Policy, describe, open_demonstrations
 
 
@@ -138,6 +151,26 @@ def write_files(done: Done, frames: dict[str, pd.DataFrame], folder: Path) -> tu
     return tuple(files)
 
 
+def maps_of(done: Done) -> list[Section]:
+    """One scene's attention to look into: of the decoder, what it is worth, of the encoder."""
+    model, scene, tokens = done.model, done.result.shown, done.result.tokens
+    effects = done.result.effects.scenes[0]
+    run = run_scene(model, scene)
+    blocks = range(model.config.n_encoder_layers)
+    encoder = np.stack([run[f"encoder.{i}.attn.hook_pattern"][0].numpy(force=True) for i in blocks])
+    address = f"episode {scene.episode}, frame {scene.frame}"
+    return [
+        Section(
+            f"Look into it: {address}",
+            (
+                decoder_overlays(tokens, scene, attention(model, run).numpy(force=True), effects),
+                effect_overlays(tokens, scene, effects),
+                encoder_overlays(tokens, scene, encoder),
+            ),
+        )
+    ]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, write, show."""
     import tyro
@@ -157,7 +190,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _carry_out(config: Config, folder: Path, progress: Console) -> None:
     done = run(config, progress)
     frames = done.result.frames()
-    files = write_files(done, frames, folder)
+    files = with_page(folder, write_files(done, frames, folder))
+    took = f"{done.origin['seconds']:.0f} s, {done.origin['threads']} threads"
+    report = render_attention(
+        done.result,
+        frames,
+        policy=describe(done.model, config.policy.path),
+        positions=shown_positions(done.model, done.positions),
+        facts=[("data", done.origin["dataset"]), ("run", took)],
+        files=files,
+        next_steps=[
+            "python -m experiments.patching   single tokens swapped, block by block",
+            "python -m experiments.attention --positions=executed   what is carried out",
+        ],
+    )
+    maps = maps_of(done) if done.model.config.cameras else []
+    write_report(report, files, origin=done.origin, blocks=maps, tables=frames, shown=[])
     if config.json:
         shown = ("claims", "overlap", "sufficiency", "absorption", "carriers")
         content = {name: rows(frames[name]) for name in shown}
@@ -166,21 +214,7 @@ def _carry_out(config: Config, folder: Path, progress: Console) -> None:
             content[name] = rows(table[table.position == "all"])
         sys.stdout.write(json.dumps(content | {"provenance": done.origin}) + "\n")
         return
-    took = f"{done.origin['seconds']:.0f} s, {done.origin['threads']} threads"
-    Console().print(
-        render_attention(
-            done.result,
-            frames,
-            policy=describe(done.model, config.policy.path),
-            positions=shown_positions(done.model, done.positions),
-            facts=[("data", done.origin["dataset"]), ("run", took)],
-            files=files,
-            next_steps=[
-                "python -m experiments.patching   single tokens swapped, block by block",
-                "python -m experiments.attention --positions=executed   what is carried out",
-            ],
-        )
-    )
+    Console().print(report)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from actlens.model.act import HookedACT
 from actlens.patching.clusters import episode_clusters
 from actlens.provenance import provenance, scenes_hash, write_json
 from actlens.report.attribution import render_attribution
-from experiments.command import attempt, rows, run_folder
+from experiments.command import attempt, rows, run_folder, with_page, write_report
 from experiments.scene_choice import Choice, choose_pairs, describe, load
 
 
@@ -153,30 +153,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _carry_out(config: Config, folder: Path, progress: Console) -> None:
     result, model, origin = run(config, progress)
     frame, agreement = result.frame(), result.agreement()
-    files = write_files(result, frame, agreement, origin, folder)
+    files = with_page(folder, write_files(result, frame, agreement, origin, folder))
+    took = (
+        f"{origin['exact_patches']:,} exact patches, all in {origin['seconds']:.0f} s, "
+        f"{origin['threads']} thread{'s' * (origin['threads'] > 1)}"
+    )
+    report = render_attribution(
+        result,
+        frame,
+        agreement,
+        policy=describe(model, config.policy.path),
+        facts=[("run", took)],
+        files=files,
+        next_steps=[
+            "python -m experiments.patching   what the estimates point at, exactly",
+            "python -m experiments.attribution --gradient=integrated   for tokens",
+        ],
+    )
+    largest = frame.sort_values("denoise", ascending=False, key=abs, kind="stable")
+    write_report(report, files, origin=origin, tables={"sites": largest, "agreement": agreement})
     if config.json:
         audited = frame[frame.audited != ""]
         content = {"agreement": rows(agreement), "audited": rows(audited), "provenance": origin}
         sys.stdout.write(json.dumps(content) + "\n")
         return
-    took = (
-        f"{origin['exact_patches']:,} exact patches, all in {origin['seconds']:.0f} s, "
-        f"{origin['threads']} thread{'s' * (origin['threads'] > 1)}"
-    )
-    Console().print(
-        render_attribution(
-            result,
-            frame,
-            agreement,
-            policy=describe(model, config.policy.path),
-            facts=[("run", took)],
-            files=files,
-            next_steps=[
-                "python -m experiments.patching   what the estimates point at, exactly",
-                "python -m experiments.attribution --gradient=integrated   for tokens",
-            ],
-        )
-    )
+    Console().print(report)
 
 
 if __name__ == "__main__":

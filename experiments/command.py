@@ -1,17 +1,23 @@
-"""What every command does alike: where files go, how it ends, tables as files and as JSON."""
+"""What every command does alike: where files go, how it ends, tables, the report and its page."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 from actlens.errors import ActlensError
+from actlens.page import Block, write_page
+from actlens.report.page import report_page
 from actlens.report.plain import plain
 from actlens.report.styles import BAD
+
+REPORT = "report.html"
+"""The name of a run's page."""
 
 
 def run_folder(name: str, chosen: Path | None) -> Path:
@@ -59,3 +65,31 @@ def write_tables(
 def rows(table: pd.DataFrame) -> list[dict]:
     """A table for JSON, one object a row."""
     return json.loads(table.to_json(orient="records"))
+
+
+def with_page(folder: Path, files: Iterable[Path]) -> tuple[Path, ...]:
+    """A run's files as a report lists them: the page first."""
+    return (folder / REPORT, *files)
+
+
+def write_report(
+    report: RenderableType,
+    files: Sequence[Path],
+    *,
+    origin: Mapping[str, Any],
+    blocks: Sequence[Block] = (),
+    tables: Mapping[str, pd.DataFrame] | None = None,
+    shown: Sequence[Path] | None = None,
+) -> None:
+    """Write a run's page: what it prints, what a console cannot show, and how to run it again.
+
+    Args:
+        files: the page (`with_page`), then the others.
+        origin: the run's provenance.
+        blocks: what stands before the report, such as maps to look into.
+        tables: whole, by name.
+        shown: files to show in the page; all pictures and films among `files` if not given.
+    """
+    page, *others = files
+    shown = others if shown is None else shown
+    write_page(page, report_page(report, origin=origin, blocks=blocks, tables=tables, shown=shown))

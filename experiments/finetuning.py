@@ -17,8 +17,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from actlens.allocator import keep_freed_memory
 from actlens.errors import SceneError
@@ -41,7 +42,7 @@ from actlens.matmul import fastest_float32_matmul
 from actlens.model.act import HookedACT
 from actlens.provenance import provenance, scenes_hash, write_json
 from actlens.report.finetuning import render_finetuned_rollouts, render_finetuning
-from experiments.command import attempt, rows, run_folder
+from experiments.command import attempt, rows, run_folder, with_page, write_report
 from experiments.rollouts import STEPS, require_simulator
 from experiments.scene_choice import Data, Policy, describe, open_demonstrations
 
@@ -176,8 +177,11 @@ def _carry_out(config: Config, folder: Path, console: Console) -> None:
     write_json(files[1], origin)
     if config.save is not None:
         files += _save(found, model, config.save)
+    listed = with_page(folder, files)
+    report = _report(config, found, model, origin, listed)
+    write_report(report, listed, origin=origin, tables={"errors": table})
     if not config.json:
-        _show(config, found, model, origin, files)
+        Console().print(report)
     rolled = None
     if config.rollout:
         from actlens.sim.finetuned_rollouts import finetuned_rollouts, finetuned_starts
@@ -190,8 +194,11 @@ def _carry_out(config: Config, folder: Path, console: Console) -> None:
             )
         rolling.frame().to_parquet(folder / "rollouts.parquet", index=False)
         rolled = rolling.summary()
+        moved = render_finetuned_rollouts(rolled, steps=STEPS)
+        both = Group(report, Text(), moved)
+        write_report(both, listed, origin=origin, tables={"errors": table})
         if not config.json:
-            Console().print(render_finetuned_rollouts(rolled, steps=STEPS))
+            Console().print(moved)
     if config.json:
         content = {
             "errors": rows(table),
@@ -202,31 +209,29 @@ def _carry_out(config: Config, folder: Path, console: Console) -> None:
         sys.stdout.write(json.dumps(content) + "\n")
 
 
-def _show(
+def _report(
     config: Config, found: Finetuning, model: HookedACT, origin: dict, files: Sequence[Path]
-) -> None:
+) -> RenderableType:
     n, steps = config.demonstrations or found.n_trained, found.options.recipe.steps
     rehearsed = f", {config.rehearsal:g} old scenes for each new one" if config.rehearsal else ""
-    Console().print(
-        render_finetuning(
-            found.frame(),
-            claims_of(found),
-            found.locality,
-            policy=describe(model, config.policy.path),
-            facts=[
-                (NEW, f"{min(n, found.n_trained)} demonstrations trained on, halves exchanged"),
-                (
-                    "training",
-                    f"{steps} steps, {config.seeds} seeds{rehearsed}",
-                ),
-                ("run", f"{origin['seconds']:.0f} s, {origin['threads']} threads"),
-            ],
-            files=files,
-            next_steps=[
-                "python -m experiments.finetuning --rehearsal 1   with old demonstrations",
-                "python -m experiments.finetuning --rollout 20   in closed loop",
-            ],
-        )
+    return render_finetuning(
+        found.frame(),
+        claims_of(found),
+        found.locality,
+        policy=describe(model, config.policy.path),
+        facts=[
+            (NEW, f"{min(n, found.n_trained)} demonstrations trained on, halves exchanged"),
+            (
+                "training",
+                f"{steps} steps, {config.seeds} seeds{rehearsed}",
+            ),
+            ("run", f"{origin['seconds']:.0f} s, {origin['threads']} threads"),
+        ],
+        files=files,
+        next_steps=[
+            "python -m experiments.finetuning --rehearsal 1   with old demonstrations",
+            "python -m experiments.finetuning --rollout 20   in closed loop",
+        ],
     )
 
 

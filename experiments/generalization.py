@@ -41,7 +41,7 @@ from actlens.sim.series import (
     verdicts_along,
 )
 from actlens.sim.table_map import success_by_cell
-from experiments.command import attempt, rows, run_folder, write_tables
+from experiments.command import attempt, rows, run_folder, with_page, write_report, write_tables
 from experiments.generalization_panels import doses_of, maps_of, panels_of
 from experiments.scene_choice import Data, Policy, describe, open_demonstrations
 
@@ -173,9 +173,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _carry_out(config: Config, folder: Path, progress: Console) -> None:
     done = run(config, progress)
-    files = write_files(done, folder)
+    files = with_page(folder, write_files(done, folder))
     rollouts = done.tables.get("rollouts", pd.DataFrame())
     success = success_summary(rollouts) if len(rollouts) else rollouts
+    indices = done.tables["indices"]
+    took = f"{done.origin['seconds']:.0f} s, {done.origin['threads']} threads"
+    data = f"{done.origin['dataset']}, {done.origin['unseen']}"
+    next_steps = [
+        "python -m experiments.generalization --rollout 2   closed loop in every cell",
+        "python -m experiments.series --workers 2   train the series anew",
+    ]
+    report = render_generalization(
+        indices[indices.measure.isin([DEGREES, TIP])],
+        success,
+        done.doses,
+        done.by_distance,
+        done.verdicts,
+        policy=describe(done.model, config.policy.path),
+        facts=[("data", data), ("run", took)],
+        files=files,
+        next_steps=next_steps,
+    )
+    write_report(report, files, origin=done.origin, tables=done.tables)
     if config.json:
         content: dict = {name: rows(table) for name, table in done.tables.items()}
         content["success"] = rows(success)
@@ -184,26 +203,7 @@ def _carry_out(config: Config, folder: Path, progress: Console) -> None:
         content["doses"] = {dose.title: rows(dose.found) for dose in done.doses}
         sys.stdout.write(json.dumps(content | {"provenance": done.origin}) + "\n")
         return
-    indices = done.tables["indices"]
-    took = f"{done.origin['seconds']:.0f} s, {done.origin['threads']} threads"
-    data = f"{done.origin['dataset']}, {done.origin['unseen']}"
-    next_steps = [
-        "python -m experiments.generalization --rollout 2   closed loop in every cell",
-        "python -m experiments.series --workers 2   train the series anew",
-    ]
-    Console().print(
-        render_generalization(
-            indices[indices.measure.isin([DEGREES, TIP])],
-            success,
-            done.doses,
-            done.by_distance,
-            done.verdicts,
-            policy=describe(done.model, config.policy.path),
-            facts=[("data", data), ("run", took)],
-            files=files,
-            next_steps=next_steps,
-        )
-    )
+    Console().print(report)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from actlens.verdict import (
     table_claims,
 )
 from experiments import attention, finetuning, memorisation, retrieval
-from experiments.command import attempt, rows, run_folder, write_tables
+from experiments.command import attempt, rows, run_folder, with_page, write_report, write_tables
 from experiments.retrieval_scenes import BETWEEN, BEYOND
 from experiments.scene_choice import Data, Policy, describe
 
@@ -216,6 +216,7 @@ def _carry_out(config: Config, folder: Path, progress: Console) -> None:
     files = [folder / "claims.csv", folder / "report.txt", folder / "provenance.json"]
     pd.DataFrame([vars(claim) for claim in found.claims]).to_csv(files[0], index=False)
     write_json(files[2], origin)
+    listed = with_page(folder, files)
     verdicts = (None, None)
     if found.battery is not None:
         verdicts = found.battery.battery.verdict, found.battery.battery.at_start
@@ -227,7 +228,7 @@ def _carry_out(config: Config, folder: Path, progress: Console) -> None:
             ("data", ", ".join(_data_of(found))),
             ("run", f"{origin['seconds']:.0f} s, {origin['threads']} threads"),
         ],
-        files=files,
+        files=listed,
         next_steps=[
             "python -m experiments.retrieval --rollout 20   surrogates and a monitor that act",
             "python -m experiments.generalization   what more demonstrations change",
@@ -236,6 +237,12 @@ def _carry_out(config: Config, folder: Path, progress: Console) -> None:
     )
     with files[1].open("w", encoding="utf-8") as file:
         Console(file=file, width=100).print(report)
+    tables = {
+        f"{part.name}, {name}": table
+        for part in found.tested
+        for name, table in part.tables.items()
+    }
+    write_report(report, listed, origin=origin, tables=tables)
     if config.json:
         content = {
             "claims": [vars(claim) for claim in found.claims],

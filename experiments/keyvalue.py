@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from actlens.allocator import keep_freed_memory
 from actlens.errors import SceneError
@@ -36,7 +37,7 @@ from actlens.report.keyvalue import render_keyvalue
 from actlens.report.memory_pictures import save_memories
 from actlens.scene import Scene
 from actlens.scenes.dataset import Dataset
-from experiments.command import attempt, rows, run_folder
+from experiments.command import attempt, rows, run_folder, with_page, write_report
 from experiments.rollouts import require_simulator
 from experiments.scene_choice import (
     Data,
@@ -194,19 +195,26 @@ def _carry_out(config: Config, folder: Path, progress: Console) -> None:
     done = run(config, progress)
     neurons = done.result.neurons()
     # Before the rollouts, which take minutes: whoever ends them keeps what was found.
-    files = write_files(done, neurons, folder)
+    files = with_page(folder, write_files(done, neurons, folder))
     policy = describe(done.model, config.policy.path)
+    report = _report(done, neurons, files, policy)
+    tables = {"neurons": neurons, "layer": done.result.layer_frame()}
+    write_report(report, files, origin=done.origin, tables=tables)
     if not config.json:
-        _show(done, neurons, files, policy)
+        Console().print(report)
     steered = None
     if config.rollout:
         some = value_scenes(done.dataset, done.model.config.chunk, 60)
         steered = steer_claims(
             done.result, done.model, some, folder, progress, n=config.rollout, seed=config.seed
         )
+        moved = steered.report(policy)
+        shown = [*files, *steered.files]
+        both = Group(report, Text(), moved)
+        write_report(both, files, origin=done.origin, tables=tables, shown=shown)
+        if not config.json:
+            Console().print(moved)
     if not config.json:
-        if steered is not None:
-            Console().print(steered.report(policy))
         return
     content = {
         "keys": json.loads(done.result.summary().to_json()),
@@ -218,22 +226,22 @@ def _carry_out(config: Config, folder: Path, progress: Console) -> None:
     sys.stdout.write(json.dumps(content) + "\n")
 
 
-def _show(done: Done, neurons: pd.DataFrame, files: Sequence[Path], policy: str) -> None:
+def _report(
+    done: Done, neurons: pd.DataFrame, files: Sequence[Path], policy: str
+) -> RenderableType:
     took = f"{done.origin['seconds']:.0f} s, {done.origin['threads']} threads"
-    Console().print(
-        render_keyvalue(
-            done.result,
-            neurons,
-            done.shown,
-            policy=policy,
-            facts=[("data", done.origin["dataset"]), ("run", took)],
-            files=files,
-            next_steps=[
-                "python -m experiments.keyvalue --neurons 17 412   look at these",
-                "python -m experiments.keyvalue --rollout 6   does it move the robot that way?",
-                "python -m experiments.rome   write into the memory",
-            ],
-        )
+    return render_keyvalue(
+        done.result,
+        neurons,
+        done.shown,
+        policy=policy,
+        facts=[("data", done.origin["dataset"]), ("run", took)],
+        files=files,
+        next_steps=[
+            "python -m experiments.keyvalue --neurons 17 412   look at these",
+            "python -m experiments.keyvalue --rollout 6   does it move the robot that way?",
+            "python -m experiments.rome   write into the memory",
+        ],
     )
 
 

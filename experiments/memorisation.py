@@ -45,7 +45,7 @@ from actlens.retraining import (
 )
 from actlens.scene import Scene
 from actlens.tails import Shape
-from experiments.command import attempt, rows, run_folder, write_tables
+from experiments.command import attempt, rows, run_folder, with_page, write_report, write_tables
 from experiments.retrieval_scenes import Sources
 from experiments.scene_choice import Data, Policy, describe
 
@@ -257,27 +257,28 @@ def _carry_out(config: Config, folder: Path, progress: Console) -> None:
     save_curves(done.study, done.late, files[-1])
     files.append(folder / "provenance.json")
     write_json(files[-1], done.origin)
+    files = with_page(folder, files)
+    took = f"{done.origin['seconds']:.0f} s, {done.origin['threads']} threads"
+    data = f"{done.origin['dataset']}, {done.origin['scenes']} scenes"
+    report = render_memorisation(
+        done.study,
+        done.lonely,
+        done.late,
+        policy=describe(done.model, config.policy.path),
+        facts=[("data", data), ("run", took)],
+        files=files,
+        next_steps=[
+            "python -m experiments.memorisation --steps 20000   watch for twenty times as long",
+            "python -m experiments.retrieval   is the policy better than a neighbour?",
+        ],
+    )
+    write_report(report, files, origin=done.origin, tables=tables)
     if config.json:
         content = {name: rows(table) for name, table in tables.items() if name != "curves"}
         extra = {"matched_steps": done.study.matched, "provenance": done.origin}
         sys.stdout.write(json.dumps(content | extra) + "\n")
         return
-    took = f"{done.origin['seconds']:.0f} s, {done.origin['threads']} threads"
-    data = f"{done.origin['dataset']}, {done.origin['scenes']} scenes"
-    Console().print(
-        render_memorisation(
-            done.study,
-            done.lonely,
-            done.late,
-            policy=describe(done.model, config.policy.path),
-            facts=[("data", data), ("run", took)],
-            files=files,
-            next_steps=[
-                "python -m experiments.memorisation --steps 20000   watch for twenty times as long",
-                "python -m experiments.retrieval   is the policy better than a neighbour?",
-            ],
-        )
-    )
+    Console().print(report)
 
 
 if __name__ == "__main__":

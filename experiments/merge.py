@@ -22,7 +22,7 @@ from rich.console import Console
 from actlens.patching.identity import code_version
 from actlens.provenance import provenance
 from actlens.shards import Run, RunError, from_tree, open_run
-from experiments import patching
+from experiments import patching, patching_output
 from experiments.scene_choice import load, source_of
 
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seconds = time.monotonic() - began
         origin = provenance(model, config, seconds=seconds, facts=facts)
         folder = options.output_dir or options.folders[0]
-        patching.show(result, model, origin, config, folder)
+        patching_output.show(result, model, origin, config, folder)
 
     return patching.guarded(work, console, lambda: "interrupted")
 

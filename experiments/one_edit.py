@@ -19,6 +19,7 @@ from actlens.rome.prepared import prepare
 from actlens.rome.request import Offset, Request
 from actlens.rome.situations import places_of
 from actlens.rome.study import Study
+from experiments.command import with_page, write_report
 from experiments.rome_options import Asked, Config, address, block_of, progress
 from experiments.scene_choice import describe, open_demonstrations
 
@@ -55,15 +56,14 @@ def edit_one(config: Config, folder: Path, console: Console) -> None:
     if config.export is not None:
         files.append(export_policy(model, [edit], config.export))
     facts = {"dataset": dataset.name, "block": block, "asked": dataclasses.asdict(asked)}
-    write_json(
-        folder / "provenance.json",
-        provenance(model, config, seconds=time.monotonic() - began, facts=facts),
-    )
+    origin = provenance(model, config, seconds=time.monotonic() - began, facts=facts)
+    write_json(folder / "provenance.json", origin)
     spill = edit.spill(study.statistics.sample)
+    files = with_page(folder, files)
+    report = render_edit(edit, spill, policy=describe(model, config.policy.path), files=files)
+    write_report(report, files, origin=origin)
     if config.json:
         content = {"edit": edit.record.to_json(), "relative_norm": edit.relative_norm}
         sys.stdout.write(json.dumps(content | {"files": list(map(str, files))}) + "\n")
         return
-    Console().print(
-        render_edit(edit, spill, policy=describe(model, config.policy.path), files=files)
-    )
+    Console().print(report)

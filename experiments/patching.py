@@ -13,46 +13,33 @@ where it was interrupted, with --workers in several processes, with --engine=das
 """
 
 import dataclasses
-import itertools
-import json
 import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
-from enum import StrEnum
 from pathlib import Path
 
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.console import Console
 from rich.text import Text
 
 from actlens.allocator import keep_freed_memory
 from actlens.errors import ActlensError
-from actlens.interventions import Precision
 from actlens.matmul import fastest_float32_matmul
 from actlens.model.act import HookedACT
-from actlens.patching import Direction, PatchingResult, SweepOptions
-from actlens.patching.large import patch_into, per_pair_blocks, plan_patching, result_of
+from actlens.patching import PatchingResult
+from actlens.patching.large import patch_into, plan_patching, result_of
 from actlens.patching.pair_sources import (
     PairList,
     PairSource,
 )
 from actlens.patching.patched_pair import PatchedPair, scenes_hash_of
-from actlens.provenance import provenance, write_json
-from actlens.report.heatmaps import save_heatmaps
-from actlens.report.patching import render_patching
+from actlens.provenance import provenance
 from actlens.report.plain import plain
 from actlens.report.progress import showing_progress
 from actlens.report.styles import BAD, WARNING
 from actlens.shards import (
-    Dask,
-    Engine,
     Plan,
-    Processes,
     Run,
     RunError,
     Shard,
@@ -61,53 +48,12 @@ from actlens.shards import (
     stored,
     to_tree,
 )
-from experiments.rollouts import RolledOut, require_simulator, roll_out
-from experiments.scene_choice import Choice, choose_pairs, describe, load
+from experiments.patching_options import Config, engine_of, folder_of, options
+from experiments.patching_output import show, show_shard
+from experiments.rollouts import require_simulator, roll_out
+from experiments.scene_choice import choose_pairs, load
 
-MOST_PAIRS_BY_POSITION = 500
-"""What every part did at every chunk position is kept for no more pairs than these."""
 _OUTPUT = ("--output-dir", "--output_dir")
-
-
-class Where(StrEnum):
-    """Where pairs are patched."""
-
-    LOCAL = "local"
-    """On this machine."""
-    DASK = "dask"
-    """By the workers of a Dask cluster."""
-
-
-@dataclass(frozen=True)
-class Config(Choice):
-    """Options of the run."""
-
-    min_effect: float = 1.0
-    """Leave out pairs whose actions differ by less (root mean square, dataset units)."""
-    max_error: float = 0.002
-    """Allowed error of a patched action chunk, as a share of its norm, audited against exact
-    patches in every sweep; 0 makes every patch exact, in about twice the time."""
-    precision: Precision = Precision.FULL
-    """Of the large products; half is faster on most CPUs, within the allowed error."""
-    rollout: int = 0
-    """Also patch the strongest parts in closed loop, from so many starts in the simulator (extra
-    `sim`), and film the first."""
-    seed: int = 0
-    """Of bootstrap, permutations, audits and rollouts."""
-    output_dir: Path | None = None
-    """Where files go; runs/patching-DATE-TIME if not given. The same folder again goes on with an
-    interrupted run."""
-    workers: int | None = None
-    """Processes of this machine that patch pairs; threads of this process if not given."""
-    engine: Where = Where.LOCAL
-    """Where pairs are patched."""
-    scheduler: str | None = None
-    """With --engine=dask: the scheduler's address, such as tcp://10.0.0.1:8786, or its file."""
-    shard: str | None = None
-    """Patch only the i-th of n parts of the pairs, i/n from 1/n to n/n, and leave the report to
-    experiments.merge."""
-    json: bool = False
-    """Print one JSON object instead of the report."""
 
 
 @dataclass(frozen=True)
@@ -118,38 +64,6 @@ class Sweep:
     model: HookedACT
     pairs: PairList
     plan: Plan
-
-
-def options(config: Config) -> SweepOptions:
-    """The library's options among those of the run."""
-    return SweepOptions(
-        min_effect=config.min_effect,
-        max_error=config.max_error,
-        precision=config.precision,
-        by_position=config.pairs <= MOST_PAIRS_BY_POSITION,
-    )
-
-
-def engine_of(config: Config) -> Engine | None:
-    """Where pairs are patched; None for threads of this process.
-
-    Raises:
-        RunError: if the options contradict each other.
-    """
-    if config.workers is not None and config.workers < 1:
-        raise RunError(f"--workers is a number of processes, at least 1; got {config.workers}.")
-    if config.engine is Where.DASK:
-        if config.scheduler is None:
-            raise RunError(
-                "--engine=dask needs --scheduler=ADDRESS; `dask scheduler` prints it when it "
-                "starts, as tcp://HOST:8786."
-            )
-        if config.workers is not None:
-            raise RunError("--workers is for --engine=local; a Dask cluster has its own workers.")
-        return Dask(config.scheduler)
-    if config.scheduler is not None:
-        raise RunError("--scheduler is Dask's: add --engine=dask.")
-    return None if config.workers is None else Processes(config.workers)
 
 
 def open_sweep(config: Config) -> Sweep:
@@ -229,99 +143,6 @@ def run_shard(config: Config, console: Console) -> dict[str, object]:
         "total": len(found.plan.units),
         "folder": str(folder),
     }
-
-
-def folder_of(config: Config) -> Path:
-    """Where files go."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return config.output_dir or Path("runs") / f"patching-{stamp}"
-
-
-def write_files(
-    result: PatchingResult,
-    table: pd.DataFrame,
-    joints: pd.DataFrame,
-    model: HookedACT,
-    origin: dict,
-    folder: Path,
-) -> tuple[Path, ...]:
-    """Tables (`result.frame()` and `joints()` among them), pictures and provenance of a run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / "sites.csv", index=False)
-    table.to_parquet(folder / "sites.parquet", index=False)
-    write_per_pair(result, folder / "per_pair.parquet")
-    written = ["sites.csv", "sites.parquet", "per_pair.parquet", "joints.parquet"]
-    joints.to_parquet(folder / "joints.parquet", index=False)
-    if result.options.by_position:
-        result.chunk_positions().to_parquet(folder / "chunk_positions.parquet", index=False)
-        written.append("chunk_positions.parquet")
-    for direction in Direction:
-        for name, pair in (("first_pair", 0), ("pooled", None)):
-            file = f"{direction.value}_{name}.png"
-            save_heatmaps(result, model.config, folder / file, direction=direction, pair=pair)
-            written.append(file)
-    write_json(folder / "provenance.json", origin)
-    return tuple(folder / name for name in [*written, "provenance.json"])
-
-
-def write_per_pair(result: PatchingResult, path: Path) -> None:
-    """The table of `result.per_pair()`, some pairs at a time: whole, it can outgrow the memory."""
-    blocks = (pa.Table.from_pandas(rows, preserve_index=False) for rows in per_pair_blocks(result))
-    first = next(blocks)
-    with pq.ParquetWriter(path, first.schema) as file:
-        for rows in itertools.chain((first,), blocks):
-            file.write_table(rows)
-
-
-def show(
-    result: PatchingResult,
-    model: HookedACT,
-    origin: dict,
-    config: Config,
-    folder: Path,
-    rolled: RolledOut | None = None,
-) -> None:
-    """Write a run's files, and print the report or the JSON."""
-    frame, joints = result.frame(), result.joints()
-    files = write_files(result, frame, joints, model, origin, folder)
-    if config.json:
-        rows = json.loads(frame.to_json(orient="records"))
-        content = {"sites": rows, "provenance": origin} | (rolled.rows() if rolled else {})
-        sys.stdout.write(json.dumps(content) + "\n")
-        return
-    took = (
-        f"{origin['patches']:,} patches in {origin['seconds']:.0f} s, {origin['threads']} threads"
-    )
-    Console().print(
-        render_patching(
-            result,
-            frame,
-            joints=joints,
-            policy=describe(model, config.policy.path),
-            facts=[("run", took)],
-            files=files,
-            next_steps=[
-                "python -m experiments.patching --policy.path=so101-pick-cube-5pos",
-                "python -m experiments.patching --policy.path=… --dataset.root=…   your own policy",
-            ],
-        )
-    )
-    if rolled is not None:
-        Console().print(Text(), rolled.report(describe(model, config.policy.path)))
-
-
-def show_shard(facts: dict[str, object], config: Config) -> None:
-    """Print how far a sharded run is, and what comes next."""
-    if config.json:
-        sys.stdout.write(json.dumps(facts) + "\n")
-        return
-    Console().print(
-        Text(
-            f"shard {facts['shard']}: its {facts['pairs']} pairs are stored in {facts['folder']}, "
-            f"{facts['stored']} of {facts['total']} in all\n"
-            f"when all shards are done: python -m experiments.merge {facts['folder']}"
-        )
-    )
 
 
 def how_to_go_on(argv: Sequence[str], folder: Path) -> str:

@@ -37,7 +37,7 @@ from actlens.provenance import provenance, scenes_hash, write_json
 from actlens.report.probing import render_probing, used_frame
 from actlens.scene import Scene, episode_numbers
 from actlens.scenes.dataset import Dataset, open_dataset
-from experiments.command import attempt, rows, run_folder, write_tables
+from experiments.command import attempt, rows, run_folder, with_page, write_report, write_tables
 from experiments.keyvalue import chosen_scenes
 from experiments.scene_choice import BUNDLED_DATA, Data, Policy, describe, open_demonstrations
 
@@ -188,29 +188,30 @@ def _carry_out(config: Config, folder: Path, progress: Console) -> None:
     files = write_tables({name: table for name, table in tables.items() if len(table)}, folder)
     files.append(folder / "provenance.json")
     write_json(files[-1], done.origin)
+    files = with_page(folder, files)
+    took = f"{done.origin['seconds']:.0f} s, {done.origin['threads']} threads"
+    report = render_probing(
+        done.probes,
+        done.held_out,
+        done.used,
+        policy=describe(done.model, config.policy.path),
+        main_target=done.main_target,
+        facts=[
+            ("data", f"{done.origin['dataset']}, {done.origin['scenes']} scenes"),
+            ("run", took),
+        ],
+        files=files,
+        next_steps=[
+            "python -m experiments.probing --query 20   a later action's vector",
+            "python -m experiments.keyvalue   what the MLP makes of it",
+        ],
+    )
+    write_report(report, files, origin=done.origin, tables=tables)
     if config.json:
         content = {name: rows(table) for name, table in tables.items()}
         sys.stdout.write(json.dumps(content | {"provenance": done.origin}) + "\n")
         return
-    took = f"{done.origin['seconds']:.0f} s, {done.origin['threads']} threads"
-    Console().print(
-        render_probing(
-            done.probes,
-            done.held_out,
-            done.used,
-            policy=describe(done.model, config.policy.path),
-            main_target=done.main_target,
-            facts=[
-                ("data", f"{done.origin['dataset']}, {done.origin['scenes']} scenes"),
-                ("run", took),
-            ],
-            files=files,
-            next_steps=[
-                "python -m experiments.probing --query 20   a later action's vector",
-                "python -m experiments.keyvalue   what the MLP makes of it",
-            ],
-        )
-    )
+    Console().print(report)
 
 
 if __name__ == "__main__":

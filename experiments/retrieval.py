@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -28,7 +28,7 @@ from actlens.provenance import provenance, scenes_hash, write_json
 from actlens.report.retrieval import render_retrieval
 from actlens.report.retrieval_picture import save_picture
 from actlens.verdict import Verdict
-from experiments.command import attempt, rows, run_folder, write_tables
+from experiments.command import attempt, rows, run_folder, with_page, write_report, write_tables
 from experiments.retrieval_battery import Battery, measure
 from experiments.retrieval_rollouts import RetrievalRollouts, roll_out
 from experiments.retrieval_scenes import Known, Sources, check_apart, regions_of
@@ -153,43 +153,45 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _carry_out(config: Config, folder: Path, progress: Console) -> None:
     done = run(config, progress)
-    files = write_files(done, folder)
+    files = with_page(folder, write_files(done, folder))
     closed_loop = _rolled_out(config, done, folder / "closed_loop", progress)
+    origin = done.origin
+    scenes = origin["scenes"]
+    frames = ", ".join(map(str, scenes["frames"]))
+    unseen = f", {scenes['unseen']} unseen of {origin['unseen']}" if scenes["unseen"] else ""
+    report = render_retrieval(
+        done.battery.tables,
+        done.battery.verdict,
+        done.battery.missing,
+        at_start=done.battery.at_start,
+        policy=describe(done.model, config.policy.path),
+        facts=[
+            (
+                "data",
+                f"{scenes['demonstrations']} scenes of {origin['dataset']}{unseen}; "
+                f"frames {frames}; {config.positions} chunk",
+            ),
+            ("run", f"{origin['seconds']:.0f} s, {origin['threads']} threads"),
+        ],
+        files=files,
+        next_steps=[
+            "python -m experiments.retrieval --rollout 20   with surrogates that act",
+            "python -m experiments.probing   is the place there to be read, where it fails?",
+            "python -m experiments.retrieval --positions=executed   what is carried out",
+        ],
+    )
+    if closed_loop is not None:
+        report = Group(report, Text(), closed_loop.report(describe(done.model, config.policy.path)))
+    shown = [*files, *(() if closed_loop is None else closed_loop.files)]
+    tables = _shown(done.battery.tables)
+    write_report(report, files, origin=done.origin, tables=tables, shown=shown)
     if config.json:
         content = as_json(done)
         if closed_loop is not None:
             content["closed_loop"] = closed_loop.rows()
         sys.stdout.write(json.dumps(content) + "\n")
         return
-    origin = done.origin
-    scenes = origin["scenes"]
-    frames = ", ".join(map(str, scenes["frames"]))
-    unseen = f", {scenes['unseen']} unseen of {origin['unseen']}" if scenes["unseen"] else ""
-    Console().print(
-        render_retrieval(
-            done.battery.tables,
-            done.battery.verdict,
-            done.battery.missing,
-            at_start=done.battery.at_start,
-            policy=describe(done.model, config.policy.path),
-            facts=[
-                (
-                    "data",
-                    f"{scenes['demonstrations']} scenes of {origin['dataset']}{unseen}; "
-                    f"frames {frames}; {config.positions} chunk",
-                ),
-                ("run", f"{origin['seconds']:.0f} s, {origin['threads']} threads"),
-            ],
-            files=files,
-            next_steps=[
-                "python -m experiments.retrieval --rollout 20   with surrogates that act",
-                "python -m experiments.probing   is the place there to be read, where it fails?",
-                "python -m experiments.retrieval --positions=executed   what is carried out",
-            ],
-        )
-    )
-    if closed_loop is not None:
-        Console().print(Text(), closed_loop.report(describe(done.model, config.policy.path)))
+    Console().print(report)
 
 
 def _rolled_out(

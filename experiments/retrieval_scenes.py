@@ -26,7 +26,8 @@ STREAM = "decoder stream"
 """What the tail of a pre-norm decoder starts from; under post-norm it is the action vector."""
 BETWEEN, BEYOND = "between", "beyond"
 """Unseen places, by where they lie from the demonstrated ones."""
-_REGIONS = {"train": "new places", "held_out": "held-out cells", "strip": "strip"}
+REGION_NAMES = {"train": "new places", "held_out": "held-out cells", "strip": "strip"}
+"""Of unseen scenes, by the region that their episode is labelled with."""
 _BEYOND = "strip"
 
 
@@ -111,7 +112,7 @@ def regions_of(
     labels = {e.index: e.labels.get("region") for e in dataset.episodes}
     named = [labels[scene.episode] for scene in unseen.scenes]
     if all(name is not None for name in named):
-        names = np.array([_REGIONS.get(str(name), str(name)) for name in named])
+        names = np.array([REGION_NAMES.get(str(name), str(name)) for name in named])
         beyond = names == _BEYOND
         return {str(name): names == name for name in dict.fromkeys(names.tolist())}, beyond
     known = set(unseen.ran.labels) & set(demonstrations.labels)

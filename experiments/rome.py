@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.text import Text
 
 from actlens.allocator import keep_freed_memory
@@ -46,7 +46,7 @@ from actlens.rome.site_success import SiteOptions, site_success
 from actlens.rome.situations import places_of
 from actlens.rome.study import SCOPED, Study
 from actlens.rome.targets import TargetOptions, TargetSet, gather_targets, halves
-from experiments.command import attempt, rows, run_folder
+from experiments.command import attempt, rows, run_folder, with_page, write_report
 from experiments.one_edit import edit_one
 from experiments.rollouts import require_simulator
 from experiments.rome_options import Asked, Config, block_of, progress
@@ -219,32 +219,33 @@ def write_files(done: Done, tables: dict[str, pd.DataFrame], folder: Path) -> tu
     return tuple(files)
 
 
-def show(done: Done, config: Config, folder: Path) -> None:
-    """Write a run's files, and print the report or the JSON."""
+def show(done: Done, config: Config, folder: Path) -> RenderableType:
+    """Write a run's files and its page, and print the report or the JSON; the report."""
     tables = tables_of(done)
-    files = write_files(done, tables, folder)
+    files = with_page(folder, write_files(done, tables, folder))
+    asked, origin = Asked.by(config, done.model), done.origin
+    took = f"{origin['seconds']:.0f} s, {origin['threads']} thread{'s' * (origin['threads'] > 1)}"
+    report = render_rome(
+        done.main,
+        tables,
+        policy=describe(done.model, config.policy.path),
+        asked=f"{asked.joint} {asked.offset:+g}, within {asked.tolerance:g}",
+        study=done.study,
+        facts=[("data", origin["dataset"]), ("run", took)],
+        files=files,
+        next_steps=[
+            f"python -m experiments.rome --scene {origin['targets'][0]} "
+            f"--joint {asked.joint} --offset {asked.offset:g} --export edited",
+            "python -m experiments.rome --rollout 10   does the arm do it, and still succeed?",
+        ],
+    )
+    write_report(report, files, origin=origin, tables=tables)
     if config.json:
         shown = {name: rows(table) for name, table in tables.items() if name != "cases"}
         sys.stdout.write(json.dumps(shown | {"provenance": done.origin}) + "\n")
-        return
-    asked, origin = Asked.by(config, done.model), done.origin
-    took = f"{origin['seconds']:.0f} s, {origin['threads']} thread{'s' * (origin['threads'] > 1)}"
-    Console().print(
-        render_rome(
-            done.main,
-            tables,
-            policy=describe(done.model, config.policy.path),
-            asked=f"{asked.joint} {asked.offset:+g}, within {asked.tolerance:g}",
-            study=done.study,
-            facts=[("data", origin["dataset"]), ("run", took)],
-            files=files,
-            next_steps=[
-                f"python -m experiments.rome --scene {origin['targets'][0]} "
-                f"--joint {asked.joint} --offset {asked.offset:g} --export edited",
-                "python -m experiments.rome --rollout 10   does the arm do it, and still succeed?",
-            ],
-        )
-    )
+    else:
+        Console().print(report)
+    return report
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -266,10 +267,13 @@ def _carry_out(config: Config, folder: Path, console: Console) -> None:
     if config.rollout:
         require_simulator()
     done = evaluate_all(config, console)
-    show(done, config, folder)
+    report = show(done, config, folder)
     if config.rollout:
-        report = roll_out(config, done.study, folder, console)
-        (console if config.json else Console()).print(Text(), report)
+        rolled = roll_out(config, done.study, folder, console)
+        shown = sorted(folder.glob("*.png"))
+        both, page = Group(report, Text(), rolled), with_page(folder, ())
+        write_report(both, page, origin=done.origin, tables=tables_of(done), shown=shown)
+        (console if config.json else Console()).print(Text(), rolled)
 
 
 if __name__ == "__main__":

@@ -38,12 +38,6 @@ def test_the_code_passes(words):
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
 
 
-def test_the_documentation_builds_without_a_warning(tmp_path):
-    done = run(BIN / "mkdocs", "build", "--strict", "--site-dir", tmp_path, NO_MKDOCS_2_WARNING="1")
-    assert done.returncode == 0, done.stderr[-4000:]
-    assert (tmp_path / "tutorials/first_patch/index.html").exists()
-
-
 def readme_commands():
     """The README's plain fenced blocks (those that name no language)."""
     pieces = re.split(r"^```(.*)$", (ROOT / "README.md").read_text(), flags=re.M)

@@ -1,7 +1,8 @@
 """Closed-loop episodes of any policy, and how close its gripper came to the cube."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +60,7 @@ def rollout(
     seed: int,
     steps: int = 90,
     keep_frames: bool = False,
+    options: Mapping[str, Any] | None = None,
 ) -> RolloutResult:
     """Plays one episode of a policy from the given start.
 
@@ -70,8 +72,10 @@ def rollout(
         seed: of the arm's start and the cube's heading.
         steps: actions to execute, 40 ms each; a demonstration has 75.
         keep_frames: whether to keep the pictures for a film.
+        options: what else `PickCube.reset` shall not draw from the seed: `arm`, `cube_yaw`, `look`.
     """
-    observation, facts = env.reset(seed=seed, options={"cube_xy": np.asarray(cube_xy)})
+    placed = {**(options or {}), "cube_xy": np.asarray(cube_xy)}
+    observation, facts = env.reset(seed=seed, options=placed)
     reset()
     observations, world, actions = [observation], [facts], []
     for _ in range(steps):

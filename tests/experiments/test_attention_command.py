@@ -6,6 +6,7 @@ import json
 
 import pandas as pd
 import pytest
+from report_pages import read_page
 from test_patching_command import save_tiny_policy
 
 from experiments import attention
@@ -90,6 +91,14 @@ def test_tables_can_be_read_back_and_agree(run):
     assert whole.attention[["latent", "state", "all cameras"]].sum() == pytest.approx(1)
     assert whole.tokens["all cameras"] == 160
     assert (folder / "maps.png").stat().st_size > 20_000
+
+
+def test_the_page_shows_the_same_and_is_the_first_file(run):
+    folder, text = run
+    page = read_page(folder)
+    assert "Attention" in page.words
+    assert "What the action queries attend to" in page.words
+    assert f"{folder}/report.html{folder}/" in "".join(text.split())
 
 
 def test_provenance_says_how_to_repeat_the_run(run):

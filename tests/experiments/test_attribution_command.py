@@ -6,6 +6,7 @@ import json
 
 import pandas as pd
 import pytest
+from report_pages import read_page
 from test_patching_command import save_tiny_policy
 
 from experiments import attribution
@@ -59,6 +60,13 @@ def test_tables_can_be_read_back_and_agree(run):
     assert len(each) == 2 * len(agreement)
     audited = pd.read_parquet(folder / "audited_per_pair.parquet")
     assert len(audited) == 2 * 2 * (parquet.audited != "").sum()
+
+
+def test_the_page_shows_the_same_and_is_the_first_file(run):
+    folder, text = run
+    page = read_page(folder)
+    assert "Attribution patching" in page.words
+    assert f"{folder}/report.html{folder}/" in "".join(text.split())
 
 
 def test_provenance_says_how_to_repeat_the_run_and_what_it_took(run):

@@ -4,6 +4,7 @@ import json
 
 import pandas as pd
 import pytest
+from report_pages import read_page
 
 from actlens import HookedACT
 from actlens.finetuning import Budget
@@ -39,6 +40,7 @@ def test_a_run_reports_places_costs_and_claims(words, tmp_path, monkeypatch, cap
     assert set(table.places) == {"new places", "old places"}
     assert "everything behind the tokens" in set(table.part)
     assert (tmp_path / "provenance.json").is_file()
+    assert read_page(tmp_path).tags.count("table") > 1
     assert HookedACT.from_pretrained(tmp_path / "policies" / "a").config.d_model == 16
 
 

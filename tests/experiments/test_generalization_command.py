@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 from PIL import Image
+from report_pages import read_page
 
 from actlens.sim.series import pack
 from experiments.generalization import main
@@ -40,6 +41,7 @@ def test_a_run_reports_errors_and_doses_and_draws_both(policy, tmp_path, monkeyp
         with Image.open(tmp_path / name) as picture:
             assert min(picture.size) > 300
     assert (tmp_path / "provenance.json").is_file()
+    assert read_page(tmp_path).tags.count("table") > 1
 
 
 def test_rollouts_are_by_cell(

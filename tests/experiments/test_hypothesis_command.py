@@ -6,6 +6,7 @@ import json
 
 import pandas as pd
 import pytest
+from report_pages import read_page
 
 from actlens.claims import Support
 from actlens.kinematics import SO101_SIMULATED
@@ -51,6 +52,13 @@ def test_the_report_fits_80_columns_and_has_every_part(run):
     ):  # fmt: skip
         assert expected in flat, expected
     assert "not tested" not in flat
+
+
+def test_the_page_shows_the_same_and_is_the_first_file(run):
+    folder, text = run
+    page = read_page(folder)
+    assert "Hypothesis" in page.words
+    assert f"{folder}/report.html{folder}/" in "".join(text.split())
 
 
 def test_claims_and_tables_are_written_and_agree_with_the_report(run):

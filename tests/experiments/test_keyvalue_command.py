@@ -4,6 +4,7 @@ import json
 
 import pandas as pd
 import pytest
+from report_pages import read_page
 
 from experiments import rollouts, steered
 from experiments.keyvalue import frames_of, main
@@ -36,6 +37,7 @@ def test_a_run_leaves_tables_a_picture_and_a_report(tmp_path, capsys):
     assert triggers.episode.isin(range(8)).all()
     assert (tmp_path / "memories.png").stat().st_size > 10_000
     origin = json.loads((tmp_path / "provenance.json").read_text())
+    assert read_page(tmp_path).tags.count("table") > 1
     assert (origin["block"], origin["frames"]) == ("decoder.0", 16)
     for name in ("layer.csv", "neurons.csv", "patterns.parquet"):
         assert (tmp_path / name).is_file()

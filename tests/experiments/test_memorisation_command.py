@@ -4,6 +4,7 @@ import json
 
 import pandas as pd
 import pytest
+from report_pages import read_page
 
 from experiments.memorisation import Config, main, shortened
 from tests.experiments.test_patching_command import save_tiny_policy
@@ -39,6 +40,7 @@ def test_a_run_reports_memorisation_and_late_generalisation(policy, tmp_path, mo
     assert set(pd.read_csv(tmp_path / "late.csv").late) <= {"supported", "refuted", "undecided"}
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     assert json.loads((tmp_path / "provenance.json").read_text())["frames"] == [0, 37]
+    assert read_page(tmp_path).tags.count("table") > 1
 
 
 def test_json_without_unseen_scenes_has_no_long_training(policy, tmp_path, capsys):

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from report_pages import read_page
 
 from actlens.checkpoints import Checkpoint, save_checkpoint
 from actlens.checkpoints.architecture import expected_shapes
@@ -100,6 +101,14 @@ def test_heat_maps_are_pictures_with_something_drawn(run):
         with Image.open(folder / name) as picture:
             assert picture.width > 600
             assert len(picture.convert("RGB").resize((64, 64)).getcolors(4096)) > 50
+
+
+def test_the_page_shows_the_same_and_is_the_first_file(run):
+    folder, text = run
+    page = read_page(folder)
+    assert "Activation patching" in page.words
+    assert "Share of the action difference restored by one token" in page.words
+    assert f"{folder}/report.html{folder}/" in "".join(text.split())
 
 
 def test_provenance_says_how_to_repeat_the_run(run):
@@ -234,6 +243,7 @@ def test_two_shards_and_a_merge_are_the_whole_run(policy, run, tmp_path, capsys)
     merged = tmp_path / "merged"
     assert merge.main([*map(str, folders), f"--output-dir={merged}"]) == 0
     assert "Where it sits" in capsys.readouterr().out
+    read_page(merged)
     assert tables(merged) == tables(run[0])
     assert json.loads((merged / "provenance.json").read_text())["config"]["pairs"] == 2
 

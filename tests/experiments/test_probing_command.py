@@ -4,6 +4,7 @@ import json
 
 import pandas as pd
 import pytest
+from report_pages import read_page
 
 from experiments.probing import main
 from tests.experiments.test_patching_command import save_tiny_policy
@@ -35,6 +36,7 @@ def test_a_run_reports_sites_unseen_places_and_what_is_used(policy, tmp_path, mo
     used = pd.read_csv(tmp_path / "used.csv")
     assert len(used) == 2 * 3
     assert (tmp_path / "provenance.json").is_file()
+    assert read_page(tmp_path).tags.count("table") > 1
 
 
 def test_json_and_no_unseen_scenes(policy, tmp_path, capsys):

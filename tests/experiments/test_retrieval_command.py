@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from report_pages import read_page
 
 from actlens.errors import SceneError
 from experiments import retrieval
@@ -94,6 +95,13 @@ def test_the_policys_errors_are_the_same_in_every_table(run):
     whole = ladder[(ladder.site == "policy") & (ladder.measure == "all joints")]
     at_unseen = whole.set_index("scenes").error["all unseen"]
     assert at_unseen == pytest.approx(axes.policy_unseen["all unseen", "all joints"])
+
+
+def test_the_page_shows_the_same_and_is_the_first_file(run):
+    folder, text = run
+    page = read_page(folder)
+    assert "Retrieval" in page.words
+    assert f"{folder}/report.html{folder}/" in "".join(text.split())
 
 
 def test_provenance_says_how_to_repeat_the_run(run):

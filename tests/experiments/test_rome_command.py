@@ -7,6 +7,7 @@ import json
 import pandas as pd
 import pytest
 import torch
+from report_pages import read_page
 from test_patching_command import save_tiny_policy
 
 from actlens import HookedACT
@@ -65,6 +66,13 @@ def test_tables_can_be_read_back_and_agree(run):
     assert (folder / "chunks.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_the_page_shows_the_same_and_is_the_first_file(run):
+    folder, text = run
+    page = read_page(folder)
+    assert "Edits (ROME)" in page.words
+    assert f"{folder}/report.html{folder}/" in "".join(text.split())
+
+
 def test_provenance_says_how_to_repeat_the_run(run):
     folder, _ = run
     origin = json.loads((folder / "provenance.json").read_text())
@@ -94,7 +102,7 @@ def test_one_edit_is_saved_and_exported(policy, tmp_path, capsys):
     name = edit.site.matrix
     changed = edited.state_dict()[name].double() - before.state_dict()[name].double()
     torch.testing.assert_close(changed, edit.delta, rtol=0, atol=1e-6)
-    assert (tmp_path / "edit" / "provenance.json").is_file()
+    read_page(tmp_path / "edit")
 
 
 @pytest.mark.parametrize(
