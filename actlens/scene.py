@@ -2,13 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
+from actlens.config import IMAGE_PREFIX
 from actlens.errors import SceneError
+from actlens.notebook import Drawn
+
+if TYPE_CHECKING:
+    from actlens.page import Block
 
 Observation = Mapping[str, Tensor]
 """LeRobot's keys -> tensors: `observation.images.top` (uint8 0..255 or float 0..1, `3 h w`),
@@ -16,7 +22,7 @@ Observation = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Scene:
+class Scene(Drawn):
     """One frame of an episode (or one rendered moment) with the action chunk that follows it.
 
     `observation` is unbatched and in dataset units. `labels` holds what the dataset or the
@@ -39,9 +45,33 @@ class Scene:
         """`EPISODE:FRAME`, as the command line takes it."""
         return f"{self.episode}:{self.frame}"
 
+    def picture(self, key: str) -> UInt8[np.ndarray, "h w 3"]:
+        """What a camera saw, as pixels to be drawn on.
+
+        Args:
+            key: of the observation, `observation.images.top`.
+        """
+        image = self.observation[key].detach().cpu()
+        image = image.reshape(image.shape[-3:])  # with or without a batch axis of one
+        image = (image * 255).round().clamp(0, 255) if image.dtype.is_floating_point else image
+        return image.to(torch.uint8).numpy().transpose(1, 2, 0)
+
+    def drawn_as(self) -> "Sequence[Block]":
+        """In a notebook: where it comes from, its labels, and what the cameras see."""
+        from actlens.page import Beside, Facts, Picture, jpeg
+
+        labels = ", ".join(f"{name} {value:.3f}" for name, value in self.labels.items())
+        pictures = tuple(
+            Picture(jpeg(self.picture(key)), alt=f"{key} of scene {self.address}", caption=key)
+            for key in self.observation
+            if key.startswith(IMAGE_PREFIX)
+        )
+        facts = (("scene", f"{self.address} {self.source}".strip()), ("labels", labels or "none"))
+        return (Facts(facts), Beside(pictures))
+
 
 @dataclass(frozen=True)
-class ScenePair:
+class ScenePair(Drawn):
     """Two scenes that differ in one thing; `clean` is patched into `corrupt` (denoising).
 
     `unrelated_clean` and `unrelated_corrupt` agree with `clean` and `corrupt` in that one thing and
@@ -58,6 +88,15 @@ class ScenePair:
         """The same pair with the roles of clean and corrupt exchanged (noising)."""
         return ScenePair(
             self.corrupt, self.clean, self.differs_in, self.unrelated_corrupt, self.unrelated_clean
+        )
+
+    def drawn_as(self) -> "Sequence[Block]":
+        """In a notebook: both scenes, and what differs."""
+        from actlens.page import Section
+
+        return (
+            Section(f"clean (differs in {self.differs_in})", tuple(self.clean.drawn_as())),
+            Section("corrupt", tuple(self.corrupt.drawn_as())),
         )
 
 

@@ -7,6 +7,7 @@ to the next.
 """
 
 import os
+import re
 import sys
 from base64 import b64decode
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ from traitlets.config import Config
 FOLDER = "tutorials/"
 AT_ONCE = 2
 SHELL = "%%bash"
+COLOURS = re.compile(r"\x1b\[[\d;]*m")  # kernels tell all programs that they write to a terminal
 
 
 def on_files(files, config):
@@ -110,6 +112,7 @@ def run(name, notebook):
             config=Config(ThisKernel={"ip": f"{sockets}/kernel"}),
             resources={"metadata": {"path": folder}},
             timeout=600,
+            coalesce_streams=True,
         )
         try:
             return client.execute()
@@ -124,7 +127,7 @@ def add_output(page, cell, output):
             if is_shell(cell):  # a command's progress; its exit code has been looked at
                 return
             raise PluginError(f"The tutorial {page.name} warns:\n{output.text}\n{cell.source}")
-        page.markdown.append(as_html(f"<pre>{escape(output.text)}</pre>"))
+        page.markdown.append(as_html(f"<pre>{escape(COLOURS.sub('', output.text))}</pre>"))
         return
     shown = output.data
     if "image/png" in shown:

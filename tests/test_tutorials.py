@@ -58,6 +58,9 @@ def settings():
 
 
 TUTORIAL = """\
+# %% language="bash"
+# python -c "import sys; print('\\033[1m<bold>\\033[0m'); sys.stdout.flush(); print('and on')"
+
 # %%
 import sys
 import fact
@@ -97,6 +100,7 @@ def test_a_claim_that_no_longer_holds_fails_the_build(small_site):
     assert built.returncode == 0, built.stderr[-4000:]
     page = (small_site / "site/tutorials/claim/index.html").read_text()
     assert f"told by {sys.executable}" in page
+    assert "<pre>&lt;bold&gt;\nand on\n</pre>" in page  # no colours, in one piece
 
     # The library breaks, the page is as it was: nothing of the run before may be shown.
     (small_site / "fact.py").write_text("TRUE = False\n")

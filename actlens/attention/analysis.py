@@ -21,6 +21,7 @@ from actlens.errors import SceneError
 from actlens.interventions import SceneRun, run_scene
 from actlens.metrics import position_weights
 from actlens.model.act import HookedACT
+from actlens.notebook import DrawnAsTables
 from actlens.scene import Scene
 from actlens.tokens import TokenMap
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class AttentionAnalysis:
+class AttentionAnalysis(DrawnAsTables):
     """What a policy attends to, what of it matters, and what that says about the claims."""
 
     survey: AttentionSurvey

@@ -14,6 +14,7 @@ from actlens.attribution.labels import site_labels
 from actlens.attribution.one_pair import PairEstimates
 from actlens.attribution.options import AttributionOptions
 from actlens.metrics import Direction
+from actlens.notebook import DrawnAsTable
 from actlens.scene import ScenePair
 from actlens.statistics import MIN_CLUSTERS, pooled_ratio
 from actlens.tokens import TokenMap
@@ -22,7 +23,7 @@ _DRAWS = 2000
 
 
 @dataclass(frozen=True)
-class AttributionResult:
+class AttributionResult(DrawnAsTable):
     """Estimates of all sites in both directions over all pairs that count, and their audit.
 
     `frame()` is the table people read, one row a site; `agreement()` says how far to trust it, one

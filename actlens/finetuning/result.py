@@ -11,6 +11,7 @@ from actlens.finetuning.locality import Locality
 from actlens.finetuning.scoring import Errors
 from actlens.finetuning.tuned import TunedPart
 from actlens.finetuning.ways import Budget, Way
+from actlens.notebook import DrawnAsTable
 from actlens.statistics import Interval, false_discovery
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Finetuning:
+class Finetuning(DrawnAsTable):
     """All ways; `frame()` is the table, `claims_of` in `actlens.finetuning.claims` the verdicts."""
 
     before: Mapping[str, Errors]

@@ -19,6 +19,7 @@ from actlens.model.act import HookedACT
 from actlens.model.mlp_site import MLPSite
 from actlens.model.token_major import LayerNorm
 from actlens.model.units import spread_of
+from actlens.notebook import DrawnAsTable
 
 
 class DirectionError(ActlensError, ValueError):
@@ -90,7 +91,7 @@ class Passage:
 
 
 @dataclass(frozen=True)
-class Directions:
+class Directions(DrawnAsTable):
     """G_n = W_h diag(gamma_f) C (gamma_3 * C v_n), C subtracting the mean over channels.
 
     For every neuron of the last decoder MLP, whatever the scene and the chunk position. Signs and

@@ -18,6 +18,7 @@ from actlens.interventions.mlp_runs import MLPRuns
 from actlens.interventions.rest import Rest
 from actlens.keyvalue.directions import DirectionError, columns_of, joint_spread
 from actlens.model.act import HookedACT
+from actlens.notebook import DrawnAsTable
 
 MIN_CONSISTENCY = 0.8
 """Below this share of samples that agree, a neuron has no direction."""
@@ -25,7 +26,7 @@ _BATCH = 8
 
 
 @dataclass(frozen=True)
-class SampledDirection:
+class SampledDirection(DrawnAsTable):
     """d actions / d coefficient of one neuron at some entries, and whether they agree.
 
     An entry is a scene and a token (in a decoder, a chunk position): usually the neuron's triggers.

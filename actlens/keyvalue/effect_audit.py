@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from actlens.keyvalue.effects import Effects
+from actlens.notebook import DrawnAsTable
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Miss:
 
 
 @dataclass(frozen=True)
-class EffectAudit:
+class EffectAudit(DrawnAsTable):
     """How well two readings of a value predict what changing the neuron does."""
 
     neurons: Int[Tensor, " neuron"]

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from actlens.keyvalue.reading import Background, Reading
 from actlens.keyvalue.rules import Crowds, discs_by_chance, in_the_plane, on_a_line, planes
+from actlens.notebook import DrawnAsTable
 from actlens.statistics import false_discovery
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _PLANE_ENTRIES = 1000
 
 
 @dataclass(frozen=True)
-class Patterns:
+class Patterns(DrawnAsTable):
     """Where the triggers of every neuron crowd, trait by trait, one trigger an episode."""
 
     traits: tuple[str, ...]

@@ -12,6 +12,7 @@ from actlens.config import ACTConfig
 from actlens.keyvalue.directions import columns_of
 from actlens.keyvalue.effects import Effects
 from actlens.metrics import Positions, position_weights
+from actlens.notebook import DrawnAsTable
 from actlens.scene import Scene
 
 
@@ -27,7 +28,7 @@ def scene_weights(
 
 
 @dataclass(frozen=True)
-class Profiles:
+class Profiles(DrawnAsTable):
     """Means over scenes by chunk position, for every neuron of the last decoder MLP, float64.
 
     A direction is the same at every position there, so a neuron is a direction, who triggers it,

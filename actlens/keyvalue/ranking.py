@@ -11,12 +11,13 @@ from actlens.interventions.mlp_runs import MLPRuns
 from actlens.keyvalue.directions import DirectionError, columns_of, joint_spread
 from actlens.metrics import Positions, position_weights
 from actlens.model.act import HookedACT
+from actlens.notebook import DrawnAsTable
 
 _BATCH = 8
 
 
 @dataclass(frozen=True)
-class NeuronRanking:
+class NeuronRanking(DrawnAsTable):
     """How much each neuron of an MLP moves the mean of what is carried out, to first order.
 
     For all neurons and entries at once, by one backward a joint. A first order, and a mean over

@@ -18,6 +18,7 @@ from actlens.keyvalue.profiles import Profiles, scene_weights
 from actlens.keyvalue.ranking import NeuronRanking, rank_neurons
 from actlens.model.act import HookedACT
 from actlens.model.mlp_site import MLPSite
+from actlens.notebook import DrawnAsTable
 from actlens.scene import Scene
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class ClosedFormValues:
+class ClosedFormValues(DrawnAsTable):
     """Of the last decoder MLP: everything is exact, for all neurons."""
 
     contributions: Contributions
@@ -86,7 +87,7 @@ class ClosedFormValues:
 
 
 @dataclass(frozen=True)
-class RankedValues:
+class RankedValues(DrawnAsTable):
     """Of any other MLP: attention lies behind it, so effects are asked scene by scene."""
 
     ranking: NeuronRanking

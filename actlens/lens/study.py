@@ -21,6 +21,7 @@ from actlens.lens.tuning import Tuned, tune
 from actlens.metrics import Positions
 from actlens.model.act import HookedACT
 from actlens.model.units import spread_of
+from actlens.notebook import DrawnAsTables
 from actlens.scene import Scene
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class LensOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class LensStudy:
+class LensStudy(DrawnAsTables):
     """What lenses showed on scenes that none of them was fitted on."""
 
     tuned: Tuned

@@ -22,6 +22,7 @@ from actlens.mechanism.surrogates import contest
 from actlens.mechanism.tail import Tail, Vectored
 from actlens.metrics import executed_positions
 from actlens.model.act import HookedACT
+from actlens.notebook import DrawnAsTable
 from actlens.planted import (
     BY_HEART,
     LinearRule,
@@ -73,7 +74,7 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class MechanismAxis:
+class MechanismAxis(DrawnAsTable):
     """All statistics of one policy."""
 
     placed: tuple[Placed, ...]

@@ -54,7 +54,7 @@ class Lines:
 class Facts:
     """Names and what they stand for; an empty name continues the one above."""
 
-    facts: tuple[tuple[str, Styled], ...]
+    facts: tuple[tuple[Styled, Styled], ...]
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Page:
     title: str
     question: str = ""
     """What was asked, under the title."""
-    facts: tuple[tuple[str, Styled], ...] = ()
+    facts: tuple[tuple[Styled, Styled], ...] = ()
     """The lines that identify the run: policy, data, time."""
     blocks: tuple[Block, ...] = ()
     command: str = ""

@@ -25,13 +25,13 @@ def coloured(
 ) -> UInt8[np.ndarray, "row col 4"]:
     """A map as colours with transparency: what is near zero lets the picture through.
 
-    Colours and opacity go with the square root: maps have one scale, and most of their values are
-    far below the largest. The page's script does the same; the tests hold the two together.
+    Colours go with the square root: maps have one scale, and most of their values are far below
+    the largest. The page's script does the same; the tests hold the two together.
     """
     share = np.clip(np.nan_to_num(values) / limit, -1 if signed else 0, 1)
     level = np.sign(share) * np.sqrt(np.abs(share))
     index = np.floor((level + 1) * 127.5 + 0.5 if signed else level * 255 + 0.5)
-    opaque = np.where(np.isfinite(values), 255 * np.abs(level), 0)
+    opaque = np.where(np.isfinite(values), 255 * np.abs(level) ** 1.5, 0)
     rgb = colour_table(signed=signed)[index.astype(int)]
     return np.concatenate([rgb, np.floor(opaque + 0.5)[..., None].astype(np.uint8)], -1)
 

@@ -33,9 +33,10 @@ _CONSOLE = Console(file=io.StringIO(), width=100, color_system="truecolor", lega
 def from_rich(renderable: RenderableType) -> tuple[Block, ...]:
     """Blocks for what rich would print: groups, panels, tables, text.
 
-    A table whose heads are hidden and whose columns are two becomes facts; a row of a table that
-    has words in its first cell alone heads the rows below it; lines that begin with spaces become
-    lines. What else rich can print is shown as it would stand on a console.
+    A table whose heads are hidden and whose columns are two becomes facts. A row with words in its
+    first cell alone heads the rows below it if it is bold, and goes on with the row above if not.
+    Indented commands and paths become lines. What else rich can print is shown as it would stand on
+    a console.
     """
     return tuple(_gathered(_blocks(renderable)))
 
@@ -85,8 +86,10 @@ def _gathered(blocks: Iterator[Block | str]) -> Iterator[Block]:
 def _paragraph(text: Text) -> Iterator[Block | str]:
     if not text.plain.strip():
         return
-    if "\n" not in text.plain and text.plain.startswith("  "):
-        yield text.plain.strip()
+    line = text.plain.strip()
+    listed = line.startswith("python -m ") or "/" in line.split()[0]
+    if "\n" not in text.plain and text.plain.startswith("  ") and listed:
+        yield line
     else:
         yield Words(_styled(text))
 
@@ -97,8 +100,8 @@ def _table(table: RichTable) -> Iterator[Block]:
     bare = not table.show_header and not table.title
     if bare and len(columns) == 2:
         names, values = columns
-        looked = (_cell(value, look) for value, look in zip(values, looks, strict=True))
-        yield Facts(tuple(zip(map(_plain, names), looked, strict=True)))
+        looked = zip(names, values, looks, strict=True)
+        yield Facts(tuple((_cell(name, look), _cell(value, look)) for name, value, look in looked))
         return
     if bare and len(columns) == 1:
         for cell in columns[0]:
@@ -125,13 +128,25 @@ def _groups(rows: list[tuple[Styled, ...]]) -> Iterator[Rows]:
     heading: Styled = ""
     together: list[tuple[Styled, ...]] = []
     for row in rows:
-        if len(row) > 2 and row[0] and not any(row[1:]):
+        alone = len(row) > 2 and row[0] and not any(row[1:])
+        if alone and _is_strong(row[0]):
             if together or heading:
                 yield Rows(tuple(together), heading)
             heading, together = row[0], []
+        elif alone and together:
+            above = together.pop()
+            together.append(((*_runs(above[0]), Run("\n"), *_runs(row[0])), *above[1:]))
         elif any(row):
             together.append(row)
     yield Rows(tuple(together), heading)
+
+
+def _runs(text: Styled) -> tuple[Run, ...]:
+    return (Run(text),) if isinstance(text, str) else text
+
+
+def _is_strong(text: Styled) -> bool:
+    return all(run.strong for run in _runs(text))
 
 
 def _look(style: str | Style | None) -> Style:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from actlens.errors import SceneError
 from actlens.interventions import Audit
 from actlens.metrics import Direction, Projection
+from actlens.notebook import DrawnAsTable
 from actlens.patching.clusters import episode_clusters
 from actlens.patching.parts import Part
 from actlens.patching.pool import Of, Pool
@@ -22,7 +23,7 @@ _INTEGERS = ("layer", "token", "row", "col", "head", "neuron")
 
 
 @dataclass(frozen=True)
-class PatchingResult:
+class PatchingResult(DrawnAsTable):
     """Both directions and the null, over all pairs that count.
 
     `frame()` is the table people read, one row a part; `joints()` and `chunk_positions()` say what

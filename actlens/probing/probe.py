@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from sklearn.model_selection import KFold
 
 from actlens.errors import SceneError
+from actlens.notebook import DrawnAsTable
 from actlens.probing.features import Feature
 from actlens.probing.ridge import Fold, baselines, grouped_folds, predictions
 from actlens.probing.targets import Target
@@ -49,7 +50,7 @@ class Probed:
 
 
 @dataclass(frozen=True)
-class ProbeTable:
+class ProbeTable(DrawnAsTable):
     """Every target at every site."""
 
     probes: tuple[Probed, ...]

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from actlens.claims import Claim
+from actlens.notebook import DrawnAsTables
 from actlens.reconstruction.limits import HALF_A_CUBE
 from actlens.reconstruction.material import (
     PIXELS,
@@ -84,7 +85,7 @@ def pooled(
 
 
 @dataclass(frozen=True)
-class Reconstruction:
+class Reconstruction(DrawnAsTables):
     """What each site holds of scenes, as far as decoders tell."""
 
     moments: tuple[MomentRead, ...]

@@ -37,9 +37,7 @@ def save_attention_maps(
     FigureCanvasAgg(figure)
     axes = figure.subplots(n_cameras + 1, len(maps) + 1, squeeze=False)
     for row, camera in zip(axes, config.cameras, strict=False):
-        image = result.shown.observation[camera.key]
-        image = (image * 255).round() if image.dtype.is_floating_point else image
-        picture = image.to("cpu").numpy().astype(np.uint8).transpose(1, 2, 0)
+        picture = result.shown.picture(camera.key)
         row[0].imshow(picture)
         row[0].set_title(camera.name, fontsize=9)
         pixels, grid = result.tokens.camera(camera.name), result.tokens.grid(camera.name)

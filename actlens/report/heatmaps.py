@@ -6,15 +6,8 @@ import numpy as np
 
 from actlens.config import ACTConfig
 from actlens.patching import Direction, PatchingResult
-from actlens.scene import Scene
 
 _COLOURS = "PuOr_r"  # diverging, safe for colour-blind readers
-
-
-def _picture(scene: Scene, key: str) -> np.ndarray:
-    image = scene.observation[key]
-    image = image if image.dtype.is_floating_point is False else (image * 255).round()
-    return image.to("cpu").numpy().astype(np.uint8).transpose(1, 2, 0)
 
 
 def _depth_title(hook: str) -> str:
@@ -57,7 +50,7 @@ def save_heatmaps(
     axes = figure.subplots(len(config.cameras), len(hooks) + 2, squeeze=False)
     drawn = None
     for row, camera in zip(axes, config.cameras, strict=True):
-        clean, corrupt = (_picture(s, camera.key) for s in (shown.clean, shown.corrupt))
+        clean, corrupt = (s.picture(camera.key) for s in (shown.clean, shown.corrupt))
         for axis, title, picture in ((row[0], "clean", clean), (row[1], "corrupt", corrupt)):
             axis.imshow(picture)
             axis.set_title(f"{camera.name}: {title}", fontsize=9)

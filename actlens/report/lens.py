@@ -65,7 +65,8 @@ _ERRORS = (
     "(degrees; percent of the gripper). raw: the rest of the network as it stands. renorm: through "
     "the encoder's last norm. tuned: through an affine map fitted on other demonstrations. "
     "shuffled: through one that was fitted on other scenes' targets, so that it knows the moment "
-    "but not the scene. raw/tuned: by how much the raw lens overstates the error."
+    "but not the scene. raw/tuned: by how much the raw lens overstates the error, in units of each "
+    "joint's spread."
 )
 _BY_SET = "Mean distance of the gripper's tip from the expert's at the same step, tuned lens."
 

@@ -12,7 +12,6 @@ from actlens.errors import SceneError
 from actlens.report.action_strip import ActionStrip
 from actlens.report.colours import Scale, legend, overlaid
 from actlens.report.film_file import film_file
-from actlens.report.scene_pictures import scene_picture
 from actlens.report.tiles import (
     BACKGROUND,
     GAP,
@@ -174,7 +173,7 @@ def _picture(
 def _view(film: MapFilm, one: MapFrame, scene: Scene, name: str) -> Picture:
     """One camera, its map over it, its name above."""
     camera = next(c for c in film.tokens.config.cameras if c.name == name)
-    seen = scene_picture(scene, camera.key)
+    seen = scene.picture(camera.key)
     drawn = overlaid(seen, film.grid(one, name), film.scale, film.tokens.stride)
     widest = (_WIDEST - GAP * (len(film.tokens.cameras) - 1)) // len(film.tokens.cameras)
     zoom = min(_TALLEST / camera.height, widest / camera.width)

@@ -7,7 +7,6 @@ import numpy as np
 
 from actlens.page import Axis, Bars, Block, Film, Overlays, Page, Section, View, Words, jpeg
 from actlens.report.map_film import MapFilm
-from actlens.report.scene_pictures import scene_picture
 from actlens.scene import Scene
 
 MOST = 20
@@ -55,7 +54,7 @@ def map_page(
             View(
                 camera.name,
                 np.stack([film.grid(one, camera.name) for one in chosen]),
-                tuple(jpeg(scene_picture(scene, camera.key)) for scene in seen),
+                tuple(jpeg(scene.picture(camera.key)) for scene in seen),
                 along=("frame",),
                 reach=(rows * stride / camera.height, columns * stride / camera.width),
                 first_token=film.tokens.camera(camera.name).start,

@@ -10,7 +10,6 @@ import numpy as np
 from actlens.errors import SceneError
 from actlens.report.colours import cells
 from actlens.report.map_film import MapFilm, MapFrame
-from actlens.report.scene_pictures import scene_picture
 from actlens.scene import Scene
 
 _OPACITY = 0.85
@@ -61,7 +60,7 @@ def _log(rr, stream, film: MapFilm, one: MapFrame, scene: Scene) -> None:
     stream.set_time("frame", sequence=one.frame)
     stream.set_time("seconds", duration=one.frame / film.fps)
     for camera in film.tokens.config.cameras:
-        picture = scene_picture(scene, camera.key)
+        picture = scene.picture(camera.key)
         values = film.grid(one, camera.name)
         stream.log(f"camera/{camera.name}", rr.Image(picture).compress(jpeg_quality=90))
         stream.log(f"camera/{camera.name}/map", rr.Image(_map(film, values, picture)))

@@ -73,7 +73,7 @@ def report_page(
 
 def _head(
     blocks: list[Block],
-) -> tuple[str, str, tuple[tuple[str, Styled], ...], list[Block]]:
+) -> tuple[str, str, tuple[tuple[Styled, Styled], ...], list[Block]]:
     """Title, question and facts of a report, and what comes behind them."""
     title, rest = "", blocks
     match blocks:
@@ -84,10 +84,10 @@ def _head(
         case _:
             return "Report", "", (), blocks
     (first, question), *others = facts
-    if first == _ASKED:
+    if _text(first) == _ASKED:
         return _heading(title), _text(question), tuple(others), rest
     if not title:
-        return _heading(first), _text(question), tuple(others), rest
+        return _heading(_text(first)), _text(question), tuple(others), rest
     return _heading(title), "", facts, rest
 
 

@@ -19,7 +19,6 @@ from actlens.report.paths import (
     time_colours,
     tip_pixels,
 )
-from actlens.report.scene_pictures import scene_picture
 from actlens.report.tiles import (
     BACKGROUND,
     GAP,
@@ -121,7 +120,7 @@ def _over_cameras(
     keys = {camera.name: camera.key for camera in config.cameras}
     seen = {
         camera.name: resized(
-            scene_picture(decoded.scene, keys[camera.name]),
+            decoded.scene.picture(keys[camera.name]),
             round(_TILE * camera.height / camera.width),
             _TILE,
         )

@@ -6,7 +6,6 @@ import numpy as np
 from jaxtyping import Float
 
 from actlens.page import Bars, View, jpeg
-from actlens.report.scene_pictures import scene_picture
 from actlens.scene import Scene
 from actlens.tokens import TokenMap
 
@@ -34,7 +33,7 @@ def token_views(
             View(
                 camera.name,
                 values[..., cells].reshape(*values.shape[:-1], rows, cols),
-                tuple(jpeg(scene_picture(scene, camera.key)) for scene in scenes),
+                tuple(jpeg(scene.picture(camera.key)) for scene in scenes),
                 along=along,
                 reach=(rows * tokens.stride / camera.height, cols * tokens.stride / camera.width),
                 first_token=cells.start,

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from actlens.claims import Support, at_least
+from actlens.notebook import DrawnAsTable
 from actlens.statistics import Interval, pooled_ratio
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class LateFall:
 
 
 @dataclass(frozen=True)
-class LateGeneralisation:
+class LateGeneralisation(DrawnAsTable):
     """All trainings."""
 
     curves: tuple[Curve, ...]

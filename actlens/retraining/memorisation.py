@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 from scipy import stats
 
+from actlens.notebook import DrawnAsTable
 from actlens.statistics import Interval, false_discovery, pooled_ratio
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Memorisation:
+class Memorisation(DrawnAsTable):
     """The errors of retrained decoders on every episode, whether they had learnt it or not."""
 
     errors: Float[np.ndarray, "decoder episode"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from actlens.notebook import DrawnAsTable
 from actlens.retrieval.demonstrations import Demonstrations
 from actlens.retrieval.errors import ALL_JOINTS, Errors, Yardstick
 from actlens.retrieval.estimators import LADDER, Estimator, Memory
@@ -35,7 +36,7 @@ class Rung:
 
 
 @dataclass(frozen=True)
-class Ladder:
+class Ladder(DrawnAsTable):
     """Errors of retrieval and its rivals at every site, on the same scenes as the policy.
 
     `held_out`: on scenes that are not demonstrations. Otherwise every demonstration is answered

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
+from actlens.notebook import DrawnAsTable
 from actlens.rome.cases import Case
 from actlens.rome.evaluation import MEASURES, Evaluated, Measure
 from actlens.rome.probes import Group, Role
@@ -56,7 +57,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class RomeEvaluation:
+class RomeEvaluation(DrawnAsTable):
     """Ways to grant the same requests, each tried on all of them."""
 
     asked: str

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 
 from actlens.config import ACTION_KEY
 from actlens.model.units import spread_of
+from actlens.notebook import DrawnAsTable
 from actlens.rome.cases import Case, opposite
 from actlens.rome.errors import EditError
 from actlens.rome.evaluation import MEASURES, Measure, Scale, measure, nothing
@@ -83,7 +84,7 @@ class ManyEdited:
 
 
 @dataclass(frozen=True)
-class ManyEdits:
+class ManyEdits(DrawnAsTable):
     """How many requests one matrix takes, by rule."""
 
     edited: tuple[ManyEdited, ...]

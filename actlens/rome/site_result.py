@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from actlens.notebook import DrawnAsTable
 from actlens.rome.explained import Explained, explained
 from actlens.statistics import Interval, false_discovery, pooled_ratio
 
@@ -48,7 +49,7 @@ class Outcomes:
 
 
 @dataclass(frozen=True)
-class SiteSuccess:
+class SiteSuccess(DrawnAsTable):
     """Edits of every request at every block, random sites, and the causal-tracing score.
 
     That an edit works at a block is no evidence that the behaviour is stored there (Hase et al.

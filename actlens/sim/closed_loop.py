@@ -19,6 +19,7 @@ from jaxtyping import Float
 
 from actlens.errors import InterventionError
 from actlens.model.act import HookedACT
+from actlens.notebook import DrawnAsTable
 from actlens.sim.conditions import REPEATED, UNDISTURBED, Condition, Start
 from actlens.sim.controlled import Episode, roll_out
 from actlens.sim.environment import PickCube
@@ -27,7 +28,7 @@ from actlens.statistics import false_discovery, pooled_ratio, wilson
 
 
 @dataclass(frozen=True, eq=False)
-class ClosedLoop:
+class ClosedLoop(DrawnAsTable):
     """Every start under every condition; `frame()` and `summary()` are the tables."""
 
     episodes: Mapping[str, tuple[Episode, ...]]

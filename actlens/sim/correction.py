@@ -31,6 +31,7 @@ from actlens.errors import InterventionError
 from actlens.interventions import Schedule
 from actlens.model.act import HookedACT
 from actlens.model.action_queue import new_queue
+from actlens.notebook import DrawnAsTable
 from actlens.scene import Observation
 from actlens.sim.closed_loop import distinct
 from actlens.sim.conditions import REPEATED, UNDISTURBED, Condition, Start
@@ -52,7 +53,7 @@ class Displacement:
 
 
 @dataclass(frozen=True, eq=False)
-class Correction:
+class Correction(DrawnAsTable):
     """The displacements under every condition; `summary()` is the table people read."""
 
     starts: tuple[Start, ...]

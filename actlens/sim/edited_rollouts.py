@@ -20,6 +20,7 @@ from jaxtyping import Float
 from actlens.errors import InterventionError
 from actlens.kinematics import SO101_SIMULATED
 from actlens.model.act import HookedACT
+from actlens.notebook import DrawnAsTable
 from actlens.rome import (
     EditOptions,
     Jitter,
@@ -156,7 +157,7 @@ class Asked:
 
 
 @dataclass(frozen=True, eq=False)
-class EditedRollouts:
+class EditedRollouts(DrawnAsTable):
     """The rollouts of all cases; `frame()` and `summary()` are the tables."""
 
     cases: tuple[Case, ...]

@@ -18,6 +18,7 @@ import pandas as pd
 from actlens.errors import InterventionError
 from actlens.finetuning import Finetuning, Outcome
 from actlens.model.act import HookedACT
+from actlens.notebook import DrawnAsTable
 from actlens.sim.closed_loop import ClosedLoop, compare
 from actlens.sim.conditions import Condition, Start
 from actlens.sim.controlled import simulator_for
@@ -126,7 +127,7 @@ def _condition(one: Outcome, starts: Sequence[Start]) -> Condition:
 
 
 @dataclass(frozen=True, eq=False)
-class FinetunedRollouts:
+class FinetunedRollouts(DrawnAsTable):
     """The rollouts by the name of the places; `summary()` is the table."""
 
     closed_loops: Mapping[str, ClosedLoop]

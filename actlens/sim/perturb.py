@@ -26,6 +26,7 @@ from actlens.interventions.corruptions import Instant
 from actlens.interventions.perturbations import Perturbation, PerturbedView
 from actlens.metrics import rms
 from actlens.model.act import HookedACT
+from actlens.notebook import DrawnAsTable
 from actlens.provenance import provenance, write_json
 from actlens.report.perturbations import render_suite
 from actlens.report.plain import plain
@@ -43,7 +44,7 @@ from actlens.statistics import pooled_ratio
 
 
 @dataclass(frozen=True, eq=False)
-class SuiteResult:
+class SuiteResult(DrawnAsTable):
     """The suite over all starts; `frame()` is the table people read."""
 
     disturbances: tuple[Disturbance, ...]

@@ -22,6 +22,7 @@ from scipy import stats
 
 from actlens.errors import InterventionError
 from actlens.model.act import HookedACT
+from actlens.notebook import DrawnAsTable
 from actlens.sim.closed_loop import ClosedLoop, compare, pooled_columns
 from actlens.sim.conditions import UNDISTURBED, Condition, Start
 from actlens.sim.controlled import Episode, simulator_for
@@ -143,7 +144,7 @@ def _treatments(
 
 
 @dataclass(frozen=True, eq=False)
-class SteeredRollouts:
+class SteeredRollouts(DrawnAsTable):
     """The rollouts; `summary()` and `dose_response()` are the tables people read."""
 
     closed_loop: ClosedLoop

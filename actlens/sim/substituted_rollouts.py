@@ -26,6 +26,7 @@ from actlens.mechanism import (
 )
 from actlens.metrics import executed_positions
 from actlens.model.act import HookedACT
+from actlens.notebook import DrawnAsTable
 from actlens.retrieval import Demonstrations, TaskState, Yardstick
 from actlens.sim.closed_loop import pooled_columns
 from actlens.sim.conditions import UNDISTURBED, Condition
@@ -95,7 +96,7 @@ def substitutions(
 
 
 @dataclass(frozen=True)
-class SubstitutedRollouts:
+class SubstitutedRollouts(DrawnAsTable):
     """Rollouts of the same starts under every condition; `frame()` and `summary()` are the tables.
 
     A start whose undisturbed rollout is missing is left out.

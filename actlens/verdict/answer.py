@@ -5,6 +5,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from actlens.mechanism import Part
+from actlens.notebook import DrawnAsTable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +41,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Verdict(DrawnAsTable):
     """An answer with its evidence."""
 
     answer: Answer

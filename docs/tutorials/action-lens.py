@@ -116,7 +116,8 @@ emergence.loc[
 #     python -m experiments.lens
 #     python -m experiments.lens --film 9
 #
-# [Paths and films](../how-to/films.md) shows what comes out.
+# [The action lens](../how-to/action-lens.md) tells what it finds on the bundled policy, [paths and
+# films](../how-to/films.md) shows it.
 #
 # !!! warning "When this misleads"
 #     A raw lens that errs shows that the *rest of the network* cannot read the state, not that it

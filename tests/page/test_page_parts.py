@@ -97,6 +97,7 @@ def test_a_console_report_becomes_blocks_in_its_order():
     table.add_row(Text("[top] is no markup"), "0.5", "")
     table.add_row(Text("others", style="bold"))
     table.add_row("x", "1", "2", style="dim")
+    table.add_row(Text("  and more of x", style="dim"))
     grid = RichTable.grid()
     grid.add_column()
     grid.add_column()
@@ -112,7 +113,13 @@ def test_a_console_report_becomes_blocks_in_its_order():
         (
             Rows((("[top] is no markup", "0.5", ""),)),
             Rows(
-                (tuple((Run(text, Tone.DIM),) for text in ("x", "1", "2")),),
+                (
+                    (
+                        (Run("x", Tone.DIM), Run("\n"), Run("  and more of x", Tone.DIM)),
+                        (Run("1", Tone.DIM),),
+                        (Run("2", Tone.DIM),),
+                    ),
+                ),
                 (Run("others", strong=True),),
             ),
         ),

@@ -15,7 +15,6 @@ from actlens.report.attention_overlays import decoder_overlays, effect_overlays,
 from actlens.report.layout import facts_header
 from actlens.report.page import report_page
 from actlens.report.patching_overlays import patching_overlays
-from actlens.report.scene_pictures import scene_picture
 from actlens.scene import Scene, ScenePair
 
 
@@ -79,7 +78,7 @@ def test_joints_add_up_and_bars_are_the_tables_rows(policy, patched, maps):
 def test_every_pair_is_shown_over_its_own_pictures(policy, patched, maps):
     camera = policy.config.cameras[0]
     wanted = [
-        jpeg(scene_picture(scene, camera.key))
+        jpeg(scene.picture(camera.key))
         for pair in (patched.pairs[0], *patched.pairs)
         for scene in (pair.corrupt, pair.clean)
     ]

@@ -128,7 +128,7 @@
       const share = Math.min(1, Math.max(this.about.signed ? -1 : 0, value / limit));
       const level = Math.sign(share) * Math.sqrt(Math.abs(share));
       const index = Math.floor(this.about.signed ? (level + 1) * 127.5 + 0.5 : level * 255 + 0.5);
-      const opaque = Math.floor(255 * Math.abs(level) + 0.5);
+      const opaque = Math.floor(255 * Math.abs(level) ** 1.5 + 0.5);
       return [...this.colours.slice(3 * index, 3 * index + 3), opaque];
     }
 

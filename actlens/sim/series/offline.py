@@ -10,6 +10,7 @@ from jaxtyping import Bool
 
 from actlens.kinematics import SO101_SIMULATED
 from actlens.model.act import HookedACT
+from actlens.notebook import DrawnAsTables
 from actlens.retrieval import (
     ALL_JOINTS,
     TIP,
@@ -81,7 +82,7 @@ def reference_of(demonstrations: Dataset, chunk: int, frames: Sequence[int]) -> 
 
 
 @dataclass(frozen=True)
-class Offline:
+class Offline(DrawnAsTables):
     """A policy at the scenes it was trained on and at others."""
 
     trained: Demonstrations

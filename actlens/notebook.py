@@ -10,22 +10,22 @@ _MOST_ROWS = 25
 
 
 class Drawn:
-    """What is shown by its own `blocks()` when it is the last line of a notebook's cell."""
+    """What is shown by its own `drawn_as()` when it is the last line of a notebook's cell."""
 
-    def blocks(self) -> "Sequence[Block]":
+    def drawn_as(self) -> "Sequence[Block]":
         """What stands for the result on a page."""
         raise NotImplementedError
 
     def _repr_html_(self) -> str:
         from actlens.page.rendering import blocks_html
 
-        return blocks_html(self.blocks())
+        return blocks_html(self.drawn_as())
 
 
 class DrawnAsTable(Drawn):
     """A result that is shown as its `frame()`: the first rows, each interval beside its figure."""
 
-    def blocks(self) -> "Sequence[Block]":
+    def drawn_as(self) -> "Sequence[Block]":
         """The table of `frame()`, cut to what a cell can show."""
         from actlens.page.frames import table_of
 
@@ -37,7 +37,7 @@ class DrawnAsTable(Drawn):
 class DrawnAsTables(Drawn):
     """A result that is shown as its `frames()`: the first open, the others by their names."""
 
-    def blocks(self) -> "Sequence[Block]":
+    def drawn_as(self) -> "Sequence[Block]":
         """A table for each of `frames()`, cut to what a cell can show."""
         from actlens.page.frames import table_of
 
