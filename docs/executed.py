@@ -117,7 +117,8 @@ def run(name, notebook):
         try:
             return client.execute()
         except CellExecutionError as error:
-            raise PluginError(f"The tutorial {name} fails.\n{error}") from error
+            said = COLOURS.sub("", str(error))
+            raise PluginError(f"The tutorial {name} fails.\n{said}") from error
 
 
 def add_output(page, cell, output):
