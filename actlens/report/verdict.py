@@ -52,15 +52,15 @@ def verdict_lines(
             )
         )
     parts += [_indented(f"lacking: {one}") for one in verdict.missing]
-    told = " ".join(verdict.missing)
-    parts += [_indented(f"not measured, for want of {one}") for one in missing if one not in told]
+    lacking = " ".join(verdict.missing)
+    parts += [_indented(f"not measured, for want of {m}") for m in missing if m not in lacking]
     table = words_and_numbers("", "evidence", "value, 95 %", "boundary")
     table.title = None
     for one in verdict.evidence:
         where = f"{one.axis}: {one.figure}"
         value = interval(one.value, one.low, one.high)
-        table.add_row(Text(plain(where)), value, f"{one.boundary:g}")
-        table.add_row(Text(plain(f"  {one.says}"), style="dim"), "", "")
+        told = Text(plain(where)).append(plain(f"\n  {one.says}"), style="dim")
+        table.add_row(told, value, f"{one.boundary:g}")
     return [*parts, Text(), table, Text()]
 
 
