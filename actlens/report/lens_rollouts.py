@@ -33,9 +33,8 @@ def render_lens_rollouts(
     facts = [("policy", policy), ("rollouts", line)]
     header = facts_header("lens, closed loop", "what can an unfinished network do?", facts)
     names = [_REGIONS.get(region, plain(region)) for region in regions]
-    table = words_and_numbers(
-        "Cubes lifted", "the arm does what is shown by", *names, "off by, mm", "q", dense=True
-    )
+    title = "Cubes lifted, where the arm does what is shown by"
+    table = words_and_numbers(title, "", *names, "mm", "q", dense=True)
     for condition, mine in summary.groupby("condition", sort=False):
         by_region = mine.set_index("region")
         last = by_region.loc[regions[-1]]
@@ -46,7 +45,7 @@ def render_lens_rollouts(
         off = f"{last.tip_error_mm:.0f}"
         table.add_row(Text(name), *cells, off, p_value(last.q), style="dim" if plainly else None)
     note = (
-        "Maps were fitted at every frame at which the policy infers. Intervals: Wilson. off by: "
+        "Maps were fitted at every frame at which the policy infers. Intervals: Wilson. mm: "
         "gripper to cube where it closed, median. q: exact McNemar against the policy on the same "
         "starts, Benjamini-Hochberg over lenses."
     )

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from report_pages import read_page
 from test_patching_command import save_tiny_policy
 
 from actlens.scene import Scene
@@ -72,6 +73,13 @@ def test_tables_can_be_read_back_and_agree(run):
     own = errors[(errors.place == "encoder 1") & (errors.against == "policy")]
     assert np.allclose(own.rms, 0)
     assert (folder / "depths.png").stat().st_size > 10_000
+
+
+def test_the_page_holds_the_report_its_picture_and_all_rows(run):
+    folder, _ = run
+    tags = read_page(folder).tags
+    assert tags.count("table") > 8
+    assert "img" in tags
 
 
 def test_provenance_says_how_to_repeat_the_run(run):
