@@ -20,7 +20,7 @@ _NAMES = {
     "action vector": "from the action vector",
     "action vector, untrained": "from an untrained policy's action vector",
     "joint state": "from the joint state alone",
-    "nearest fitted scene by action vector": "nearest demonstration by action vector",
+    "nearest fitted scene by action vector": "the nearest fitted scene by action vector",
     "mean": "the mean picture",
 }
 
@@ -70,7 +70,9 @@ def save_reconstructions(result: Reconstruction, path: Path) -> bool:
     if not parts:
         return False
     # A palette of its own colours takes a third of the space.
-    picture = Image.fromarray(beside(*parts)).quantize(256, dither=Image.Dither.NONE)
+    picture = Image.fromarray(beside(*parts)).quantize(
+        256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.save(path, optimize=True)
     return True
