@@ -12,11 +12,12 @@ values (Hewitt and Liang 2019). Later frames of an episode leak the world throug
 frame 0 does not.
 """
 
+from actlens.kernel_ridge import Fold, grouped_folds
 from actlens.probing.causal import Used, follow_up
 from actlens.probing.features import Feature, input_features, site_features, untrained
 from actlens.probing.held_out import HeldOut, held_out_frame, probe_held_out
 from actlens.probing.probe import Probed, ProbeTable, probe
-from actlens.probing.ridge import Fold, baselines, grouped_folds, predictions
+from actlens.probing.ridge import baselines, predictions
 from actlens.probing.targets import Target, targets_of
 
 __all__ = [

@@ -8,8 +8,9 @@ import numpy as np
 from jaxtyping import Int
 
 from actlens.errors import SceneError
+from actlens.kernel_ridge import Fold
 from actlens.probing.features import Feature
-from actlens.probing.ridge import Fold, baselines, predictions
+from actlens.probing.ridge import baselines, predictions
 from actlens.probing.targets import Target
 from actlens.statistics import pooled_ratio
 

@@ -9,9 +9,10 @@ from jaxtyping import Float, Int
 from sklearn.model_selection import KFold
 
 from actlens.errors import SceneError
+from actlens.kernel_ridge import Fold, grouped_folds
 from actlens.notebook import DrawnAsTable
 from actlens.probing.features import Feature
-from actlens.probing.ridge import Fold, baselines, grouped_folds, predictions
+from actlens.probing.ridge import baselines, predictions
 from actlens.probing.targets import Target
 from actlens.statistics import false_discovery, pooled_ratio
 

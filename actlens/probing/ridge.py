@@ -1,38 +1,19 @@
 """Ridge regression on scaled features, grouped by episode, for many targets at once.
 
-In the dual form: an activation has tens of thousands of numbers, and there are hundreds of scenes.
-It is scikit-learn's `Ridge` on features divided by their spread (a test holds it to that), with the
-products of scenes made once for all penalties, inner folds and targets.
+It is scikit-learn's `Ridge` on features divided by their spread (a test holds it to that), in the
+dual form of `actlens.kernel_ridge`.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.model_selection import GroupKFold
+
+from actlens.kernel_ridge import Fold, centred, grouped_folds, scaled_products
 
 ALPHAS = tuple(10.0**exponent for exponent in range(-4, 4))
 """Penalties; scikit-learn's, divided by the mean squared length of a scaled scene."""
-SCALE_FLOOR = 0.1
-"""A feature is divided by its spread, but by no less than this part of the usual one: a unit behind
-a ReLU that fires in one training scene would otherwise rule the scene in which it fires next."""
 _INNER = 4
-
-
-@dataclass(frozen=True)
-class Fold:
-    """Scenes that are fitted on, and scenes that are predicted."""
-
-    train: Int[np.ndarray, " train"]
-    test: Int[np.ndarray, " test"]
-
-
-def grouped_folds(groups: Int[np.ndarray, " scene"], n: int = 5) -> Iterator[Fold]:
-    """Whole episodes left out in turn."""
-    n = min(n, len(np.unique(groups)))
-    split = GroupKFold(n_splits=n).split(np.zeros(len(groups)), groups=groups)
-    return (Fold(train, test) for train, test in split)
 
 
 def predictions(
@@ -53,7 +34,8 @@ def predictions(
     """
     found = np.full(targets.shape, np.nan)
     for fold in folds:
-        kernel, cross = _kernels(features[fold.train], features[fold.test])
+        products = scaled_products(features[fold.train], features[fold.test])
+        kernel, cross = products.fitted, products.across
         fitted = targets[fold.train]
         alpha = _chosen(kernel, fitted, groups[fold.train], alphas)
         for one in np.unique(alpha):
@@ -70,19 +52,6 @@ def baselines(
     for fold in folds:
         found[fold.test] = targets[fold.train].mean(0)
     return found
-
-
-def _kernels(
-    train: Float[np.ndarray, "train feature"], test: Float[np.ndarray, "test feature"]
-) -> tuple[Float[np.ndarray, "train train"], Float[np.ndarray, "test train"]]:
-    """Products of scaled scenes; the mean squared length of a training scene is 1."""
-    mean, spread = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
-    usual = float(np.sqrt(np.mean(spread**2)))
-    scale = np.maximum(spread, SCALE_FLOOR * usual) if usual else np.ones_like(spread)
-    scaled = lambda x: ((x - mean) / scale).astype(np.float32)
-    a, b = scaled(train), scaled(test)
-    size = max(float((a.astype(np.float64) ** 2).sum(1).mean()), 1e-12)
-    return (a @ a.T).astype(np.float64) / size, (b @ a.T).astype(np.float64) / size
 
 
 def _chosen(
@@ -112,9 +81,6 @@ def _solve(
 ) -> Float[np.ndarray, "test target"]:
     """Ridge with an unpenalised intercept."""
     mean = targets.mean(0)
-    # Centring in feature space is centring the kernel, for the inner folds' own means.
-    row, all_of_it = kernel.mean(0), kernel.mean()
-    centred = kernel - row - row[:, None] + all_of_it
-    across = cross - cross.mean(1, keepdims=True) - row + all_of_it
-    weights = np.linalg.solve(centred + alpha * np.eye(len(kernel)), targets - mean)
-    return across @ weights + mean
+    kernel, cross = centred(kernel, cross)
+    weights = np.linalg.solve(kernel + alpha * np.eye(len(kernel)), targets - mean)
+    return cross @ weights + mean

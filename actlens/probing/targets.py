@@ -9,6 +9,13 @@ from jaxtyping import Float
 from actlens.config import STATE_KEY
 from actlens.errors import SceneError
 from actlens.scene import Scene
+from actlens.scenes.labels import (
+    QUARTER,
+    common_labels,
+    degrees_apart,
+    places,
+    quarter_turns,
+)
 
 
 @dataclass(frozen=True)
@@ -25,9 +32,7 @@ class Target:
         """How far predictions are off, in the target's unit: a distance, or an angle."""
         if self.period is None:
             return np.linalg.norm(predicted - self.values, axis=1)
-        turn = lambda x: np.arctan2(x[:, 1], x[:, 0])
-        apart = np.angle(np.exp(1j * (turn(predicted) - turn(self.values))))
-        return np.abs(apart) / (2 * np.pi) * self.period
+        return degrees_apart(predicted, self.values, self.period)
 
 
 def targets_of(scenes: Sequence[Scene], joints: Sequence[str]) -> tuple[Target, ...]:
@@ -44,21 +49,15 @@ def targets_of(scenes: Sequence[Scene], joints: Sequence[str]) -> tuple[Target, 
     """
     if not scenes:
         raise SceneError("There is no scene to take targets from.")
-    known = dict.fromkeys(name for scene in scenes for name in scene.labels)
-    of = {
-        name: np.array([scene.labels.get(name, np.nan) for scene in scenes], np.float64)
-        for name in known
-    }
-    of = {name: values for name, values in of.items() if np.isfinite(values).all()}
+    of = common_labels(scenes)
     found, used = [], set()
+    for name, place in places(of):
+        found.append(Target(f"{name} place", "mm", place))
+        used |= {f"{name}_x", f"{name}_y"}
     for name in of:
-        stem, other = name.removesuffix("_x"), name.removesuffix("_x") + "_y"
-        if name.endswith("_x") and other in of:
-            place = 1000 * np.stack([of[name], of[other]], 1)
-            found.append(Target(f"{stem} place", "mm", place))
-            used |= {name, other}
-        elif name.endswith("_yaw"):
-            found.append(Target(f"{stem[: -len('_yaw')]} yaw", "deg", _circle(of[name]), 90.0))
+        if name.endswith("_yaw"):
+            turned = quarter_turns(of[name])
+            found.append(Target(f"{name.removesuffix('_yaw')} yaw", "deg", turned, QUARTER))
             used.add(name)
     found += [Target(name, "", of[name][:, None]) for name in of if name not in used]
     if all(STATE_KEY in scene.observation for scene in scenes):
@@ -67,10 +66,6 @@ def targets_of(scenes: Sequence[Scene], joints: Sequence[str]) -> tuple[Target, 
             found += [Target(joint, "units", state[:, [i]]) for i, joint in enumerate(joints)]
     frame = np.array([[float(scene.frame)] for scene in scenes])
     return tuple(one for one in (*found, Target("frame", "frames", frame)) if _varies(one))
-
-
-def _circle(yaw: Float[np.ndarray, " scene"]) -> Float[np.ndarray, "scene 2"]:
-    return np.stack([np.cos(4 * yaw), np.sin(4 * yaw)], 1)
 
 
 def _varies(target: Target) -> bool:

@@ -19,7 +19,7 @@ from actlens.reconstruction.pictures import Components, Errors, Judge, small_pic
 from actlens.reconstruction.quantities import Part, Quantity, quantities_of
 from actlens.reconstruction.reading import Decoder, Fitted, Reading, read_all
 from actlens.reconstruction.result import MomentRead, Reconstruction
-from actlens.reconstruction.smoothers import Coordinates, Mixture, Split, mixtures, nearest
+from actlens.reconstruction.smoothers import Coordinates, Mixture, mixtures, nearest
 
 __all__ = [
     "CLAIM",
@@ -40,7 +40,6 @@ __all__ = [
     "Reading",
     "Reconstruction",
     "ReconstructionOptions",
-    "Split",
     "Watch",
     "claims_of",
     "decode",

@@ -5,12 +5,11 @@ from enum import StrEnum
 
 import numpy as np
 from jaxtyping import Int
-from sklearn.model_selection import GroupKFold
 
 from actlens.errors import SceneError
+from actlens.kernel_ridge import Fold, grouped_folds
 from actlens.reconstruction.material import DEMONSTRATIONS, Material
 from actlens.reconstruction.options import ReconstructionOptions
-from actlens.reconstruction.smoothers import Split
 
 
 class Fitted(StrEnum):
@@ -24,23 +23,22 @@ class Fitted(StrEnum):
 
 def plans(
     material: Material, options: ReconstructionOptions
-) -> Iterator[tuple[Fitted, tuple[Split, ...]]]:
+) -> Iterator[tuple[Fitted, tuple[Fold, ...]]]:
     """Who is fitted on whom; a demonstration is predicted from other folds' demonstrations."""
     shown = material.sets[DEMONSTRATIONS]
     unseen = np.setdiff1d(np.arange(len(material.episodes)), shown)
-    folds = [Split(shown[a], shown[b]) for a, b in _folds(material.episodes[shown], options.folds)]
+    # Episodes of one size go to the folds in turn: every fold has some of all sets.
+    parts = grouped_folds(material.episodes[shown], options.folds)
+    folds = [Fold(shown[part.train], shown[part.test]) for part in parts]
     if len(unseen):
-        folds.append(Split(shown, unseen))
+        folds.append(Fold(shown, unseen))
     yield Fitted.DEMONSTRATIONS, tuple(folds)
     if len(np.unique(material.episodes[unseen])) >= options.folds:
-        taught = _folds(material.episodes[unseen], options.folds)
-        splits = [Split(np.concatenate([shown, unseen[a]]), unseen[b]) for a, b in taught]
-        yield Fitted.TAUGHT, tuple(splits)
-
-
-def _folds(groups: np.ndarray, n: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    # Episodes of one size go to the folds in turn: every fold has some of all sets.
-    return list(GroupKFold(n).split(groups, groups=groups))
+        parts = grouped_folds(material.episodes[unseen], options.folds)
+        taught = [
+            Fold(np.concatenate([shown, unseen[part.train]]), unseen[part.test]) for part in parts
+        ]
+        yield Fitted.TAUGHT, tuple(taught)
 
 
 def other_episodes(

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 
 from actlens.config import STATE_KEY
 from actlens.scene import Scene
+from actlens.scenes.labels import common_labels, degrees_apart, places, quarter_turns
 
 
 class Part(StrEnum):
@@ -21,9 +22,6 @@ class Part(StrEnum):
     ARM = "arm"
     """The joints but the gripper, in the dataset's units."""
     GRIPPER = "gripper"
-
-
-_QUARTER = 90.0
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,7 @@ class Quantity:
             case Part.PLACE:
                 return np.linalg.norm(predicted - true, axis=1)
             case Part.HEADING:
-                turn = lambda x: np.arctan2(x[:, 1], x[:, 0])
-                apart = np.angle(np.exp(1j * (turn(predicted) - turn(true))))
-                return np.abs(apart) / (2 * np.pi) * _QUARTER
+                return degrees_apart(predicted, true)
             case Part.ARM | Part.GRIPPER:
                 return np.abs(predicted - true).mean(1)
 
@@ -71,22 +67,12 @@ def quantities_of(scenes: Sequence[Scene], joints: Sequence[str]) -> tuple[Quant
     Args:
         joints: names of the state's dimensions; without them all are the arm.
     """
-    known = dict.fromkeys(name for scene in scenes for name in scene.labels)
-    of = {
-        name: np.array([scene.labels.get(name, np.nan) for scene in scenes], np.float64)
-        for name in known
-    }
-    of = {name: values for name, values in of.items() if np.isfinite(values).all()}
-    found = []
-    for name, values in of.items():
-        stem = name.removesuffix("_x")
-        if name.endswith("_x") and f"{stem}_y" in of:
-            place = 1000 * np.stack([values, of[f"{stem}_y"]], 1)
-            found.append(Quantity(f"{stem} place", "mm", Part.PLACE, place))
-        elif name.endswith("_yaw"):
-            turned = np.stack([np.cos(4 * values), np.sin(4 * values)], 1)
+    labels = common_labels(scenes)
+    found = [Quantity(f"{name} place", "mm", Part.PLACE, place) for name, place in places(labels)]
+    for name, values in labels.items():
+        if name.endswith("_yaw"):
             stem = name.removesuffix("_yaw")
-            found.append(Quantity(f"{stem} heading", "deg", Part.HEADING, turned))
+            found.append(Quantity(f"{stem} heading", "deg", Part.HEADING, quarter_turns(values)))
     if scenes and all(STATE_KEY in scene.observation for scene in scenes):
         state = np.stack([scene.observation[STATE_KEY].double().numpy() for scene in scenes])
         names = list(joints) if len(joints) == state.shape[1] else [""] * state.shape[1]

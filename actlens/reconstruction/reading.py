@@ -7,6 +7,7 @@ from enum import StrEnum
 import numpy as np
 from jaxtyping import Float, Int
 
+from actlens.kernel_ridge import Fold
 from actlens.reconstruction.material import (
     DEMONSTRATIONS,
     ENCODER,
@@ -27,7 +28,6 @@ from actlens.reconstruction.smoothers import (
     Coordinates,
     Kernel,
     Mixture,
-    Split,
     mixtures,
     nearest,
 )
@@ -121,7 +121,7 @@ def read_all(
 class _Reader:
     material: Material
     fitted: Fitted
-    splits: tuple[Split, ...]
+    splits: tuple[Fold, ...]
     options: ReconstructionOptions
     judge: Judge | None
     known: Int[np.ndarray, " known"]
@@ -132,7 +132,7 @@ class _Reader:
         cls,
         material: Material,
         fitted: Fitted,
-        splits: tuple[Split, ...],
+        splits: tuple[Fold, ...],
         options: ReconstructionOptions,
     ) -> "_Reader":
         known = np.concatenate([split.test for split in splits])
@@ -193,7 +193,7 @@ class _Reader:
         place = known[Part.PLACE][0] if known[Part.PLACE] else None
         return Coordinates(place, np.concatenate(joints, 1) if joints else None)
 
-    def mixed(self, source: str, weights: Callable[[Split], np.ndarray]) -> Reading:
+    def mixed(self, source: str, weights: Callable[[Fold], np.ndarray]) -> Reading:
         """Weights over the fitted scenes that nothing is fitted for."""
         targets = [q.values for q in self.material.quantities]
         if self.material.pictures is not None:
@@ -245,11 +245,11 @@ class _Reader:
         )  # fmt: skip
 
 
-def _one_each(chosen: np.ndarray, split: Split) -> np.ndarray:
+def _one_each(chosen: np.ndarray, split: Fold) -> np.ndarray:
     weights = np.zeros((len(split.test), len(split.train)))
     weights[np.arange(len(chosen)), chosen] = 1.0
     return weights
 
 
-def _alike(split: Split) -> np.ndarray:
+def _alike(split: Fold) -> np.ndarray:
     return np.full((len(split.test), len(split.train)), 1 / len(split.train))

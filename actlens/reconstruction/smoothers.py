@@ -11,14 +11,12 @@ from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Float, Int
-from sklearn.model_selection import GroupKFold
 
 from actlens.errors import SceneError
+from actlens.kernel_ridge import Fold, centred, grouped_folds, scaled_products
 
 ALPHAS = tuple(10.0**exponent for exponent in range(-6, 2))
 """Penalties; scikit-learn's, where the mean squared length of a scaled scene is 1."""
-_SCALE_FLOOR = 0.1
-"""A feature is divided by its spread, but by no less than this part of the usual one."""
 _INNER, _OUT_OF_FOLD = 4, 10
 _ARM_SHARPNESS = 0.5
 
@@ -72,14 +70,6 @@ NO_COORDINATES = Coordinates(None, None)
 
 
 @dataclass(frozen=True)
-class Split:
-    """Scenes that are fitted on, and scenes that are predicted; no episode in both."""
-
-    train: Int[np.ndarray, " train"]
-    test: Int[np.ndarray, " test"]
-
-
-@dataclass(frozen=True)
 class Mixture:
     """What a decoder makes of every tested scene: weights over the fitted ones that sum to 1."""
 
@@ -98,7 +88,7 @@ def mixtures(
     features: Float[np.ndarray, "scene feature"],
     targets: Sequence[Float[np.ndarray, "train ..."]],
     groups: Int[np.ndarray, " scene"],
-    split: Split,
+    split: Fold,
     *,
     kernels: Sequence[Kernel] = ANY,
     alphas: Sequence[float] = ALPHAS,
@@ -121,19 +111,19 @@ def mixtures(
     if len(np.unique(fitted)) < 2:
         raise SceneError("A decoder is fitted on two episodes at least.")
     products = [_products(target) for target in targets]
-    folds = _folds(fitted, _INNER)
-    inner, across = _scaled_products(features, split)
-    own = np.diag(inner), across[1]
+    folds = list(grouped_folds(fitted, _INNER))
+    found = scaled_products(features[split.train], features[split.test])
+    inner, across, own = found.fitted, found.across, np.diag(found.fitted)
     chosen: list[Mixture | None] = [None] * len(targets)
     least = np.full(len(targets), np.inf)
-    stage = _Stage.of(inner, across[0], coordinates, fitted) if _needs(kernels) else None
+    stage = _Stage.of(inner, across, coordinates, fitted) if _needs(kernels) else None
     for kernel in kernels:
         match kernel:
             case Linear():
-                k, kb = inner, across[0]
+                k, kb = inner, across
             case Gaussian(sharpness):
-                k = _gaussian(inner, own[0], own[0], sharpness)
-                kb = _gaussian(across[0], own[1], own[0], sharpness)
+                k = _gaussian(inner, own, own, sharpness)
+                kb = _gaussian(across, found.tested, own, sharpness)
             case Staged(reach, arm):
                 if stage is None:
                     continue
@@ -148,28 +138,10 @@ def mixtures(
     return tuple(one for one in chosen if one is not None)
 
 
-def nearest(features: Float[np.ndarray, "scene feature"], split: Split) -> Int[np.ndarray, " test"]:
+def nearest(features: Float[np.ndarray, "scene feature"], split: Fold) -> Int[np.ndarray, " test"]:
     """For every tested scene the number, among the fitted ones, of the nearest by its features."""
-    inner, (across, sizes) = _scaled_products(features, split)
-    return (sizes[:, None] + np.diag(inner) - 2 * across).argmin(1)
-
-
-def _scaled_products(
-    features: Float[np.ndarray, "scene feature"], split: Split
-) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
-    """Products of fitted scenes; those of tested with fitted ones, and the tested's with itself.
-
-    Features are centred and scaled by the fitted scenes.
-    """
-    train, test = features[split.train], features[split.test]
-    mean, spread = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
-    usual = float(np.sqrt(np.mean(spread**2)))
-    scale = np.maximum(spread, _SCALE_FLOOR * usual) if usual else np.ones_like(spread)
-    a, b = (((part - mean) / scale).astype(np.float32) for part in (train, test))
-    own = np.einsum("sf,sf->s", b, b, dtype=np.float64)
-    inner, across = (a @ a.T).astype(np.float64), (b @ a.T).astype(np.float64)
-    size = max(float(np.trace(inner)) / len(a), 1e-12)
-    return inner / size, (across / size, own / size)
+    found = scaled_products(features[split.train], features[split.test])
+    return (found.tested[:, None] + np.diag(found.fitted) - 2 * found.across).argmin(1)
 
 
 def _gaussian(
@@ -187,21 +159,15 @@ def _products(target: Float[np.ndarray, "train ..."]) -> Float[np.ndarray, "trai
     return (centred @ centred.T).astype(np.float64)
 
 
-def _folds(groups: Int[np.ndarray, " train"], n: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    n = min(n, len(np.unique(groups)))
-    return list(GroupKFold(n).split(np.zeros(len(groups)), groups=groups))
-
-
 def _solved(
     kernel: Float[np.ndarray, "train train"],
     across: Float[np.ndarray, "test train"],
     alphas: Sequence[float],
 ):
     """Weights of the fitted scenes for each penalty; the intercept is not penalised."""
-    # Centring in feature space is centring the kernel.
-    row, all_of_it = kernel.mean(0), kernel.mean()
-    values, vectors = np.linalg.eigh(kernel - row - row[:, None] + all_of_it)
-    turned = (across - across.mean(1, keepdims=True) - row + all_of_it) @ vectors
+    about_mean, across = centred(kernel, across)
+    values, vectors = np.linalg.eigh(about_mean)
+    turned = across @ vectors
     for alpha in alphas:
         weights = (turned / (values.clip(min=0) + alpha)) @ vectors.T
         yield weights - weights.mean(1, keepdims=True) + 1 / len(kernel)
@@ -210,12 +176,13 @@ def _solved(
 def _inner_errors(
     kernel: Float[np.ndarray, "train train"],
     products: Sequence[Float[np.ndarray, "train train"]],
-    folds: Sequence[tuple[np.ndarray, np.ndarray]],
+    folds: Sequence[Fold],
     alphas: Sequence[float],
 ) -> Float[np.ndarray, "target alpha"]:
     """Squared errors over inner folds, from products of targets: |y_b - W y_a|^2."""
     errors = np.zeros((len(products), len(alphas)))
-    for a, b in folds:
+    for fold in folds:
+        a, b = fold.train, fold.test
         solved = _solved(kernel[np.ix_(a, a)], kernel[np.ix_(b, a)], alphas)
         parts = [(p[b, b].sum(), p[np.ix_(b, a)], p[np.ix_(a, a)]) for p in products]
         for j, weights in enumerate(solved):
@@ -290,9 +257,12 @@ def _out_of_fold(
     The choice among kernels sees these of scenes that it then predicts, which favours `Staged` a
     little; what is tested takes no part in it.
     """
-    errors = _inner_errors(inner, [_products(target)], _folds(groups, _INNER), ALPHAS)[0]
+    errors = _inner_errors(inner, [_products(target)], list(grouped_folds(groups, _INNER)), ALPHAS)[
+        0
+    ]
     alpha = [ALPHAS[int(errors.argmin())]]
     here = np.empty_like(target)
-    for a, b in _folds(groups, _OUT_OF_FOLD):
+    for fold in grouped_folds(groups, _OUT_OF_FOLD):
+        a, b = fold.train, fold.test
         here[b] = next(_solved(inner[np.ix_(a, a)], inner[np.ix_(b, a)], alpha)) @ target[a]
     return here, next(_solved(inner, across, alpha)) @ target

@@ -8,6 +8,7 @@ import torch
 from sklearn.linear_model import Ridge
 
 from actlens.errors import SceneError
+from actlens.kernel_ridge import SCALE_FLOOR, Fold
 from actlens.probing import (
     Feature,
     Target,
@@ -22,7 +23,6 @@ from actlens.probing import (
     targets_of,
     untrained,
 )
-from actlens.probing.ridge import SCALE_FLOOR, Fold
 from tests.keyvalue.value_models import small_policy
 from tests.rome.conftest import scene
 

@@ -10,12 +10,13 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.preprocessing import KernelCenterer
 
 from actlens.errors import SceneError
-from actlens.reconstruction import Components, Coordinates, Split, mixtures, nearest
+from actlens.kernel_ridge import Fold
+from actlens.reconstruction import Components, Coordinates, mixtures, nearest
 from actlens.reconstruction.smoothers import ANY, LINEAR, Gaussian, Linear, Staged
 
 N = 48
 GROUPS = np.repeat(np.arange(N // 2), 2)
-SPLIT = Split(np.arange(36), np.arange(36, N))
+SPLIT = Fold(np.arange(36), np.arange(36, N))
 
 
 def known(seed=0):
@@ -92,7 +93,7 @@ def test_a_place_that_can_be_read_draws_the_spot_there():
     places = rng.uniform(3, 17, (n, 2))
     x = np.concatenate([places, 6 * rng.standard_normal((n, 60))], 1)
     x = (x @ np.linalg.qr(rng.standard_normal((62, 62)))[0]).astype(np.float32)
-    split = Split(np.arange(n - test), np.arange(n - test, n))
+    split = Fold(np.arange(n - test), np.arange(n - test, n))
     pictures = bumps(places)
     fitted = pictures[split.train]
     by = lambda kernels, place: mixtures(
@@ -108,9 +109,9 @@ def test_a_place_that_can_be_read_draws_the_spot_there():
 def test_an_episode_is_never_fitted_and_tested():
     x, y = known()
     with pytest.raises(SceneError, match="fitted on and tested"):
-        mixtures(x, [y[:35]], GROUPS, Split(np.arange(35), np.arange(35, N)))
+        mixtures(x, [y[:35]], GROUPS, Fold(np.arange(35), np.arange(35, N)))
     with pytest.raises(SceneError, match="two episodes"):
-        mixtures(x, [y[:2]], GROUPS, Split(np.arange(2), np.arange(4, N)))
+        mixtures(x, [y[:2]], GROUPS, Fold(np.arange(2), np.arange(4, N)))
 
 
 def test_tested_scenes_take_no_part_in_the_fit():

@@ -6,10 +6,11 @@ import torch
 
 from actlens.cameras import known_cameras
 from actlens.config import Camera
+from actlens.kernel_ridge import Fold
 from actlens.kinematics import SO101_SIMULATED
 from actlens.reconstruction import Judge, find_red, outline, place_of, small_pictures
 from actlens.reconstruction.pictures import at_size
-from actlens.reconstruction.smoothers import Split, mixtures
+from actlens.reconstruction.smoothers import mixtures
 from actlens.scenes.dataset import open_dataset
 
 RED, YELLOW, BLUE = (0.85, 0.10, 0.10), (0.96, 0.77, 0.22), (0.20, 0.45, 0.75)
@@ -124,7 +125,7 @@ def test_the_outline_tells_how_a_square_lies():
     x = np.array(values)
     angle = np.stack([np.cos(4 * np.deg2rad(turns)), np.sin(4 * np.deg2rad(turns))], 1)
     train, test = np.arange(0, 33, 2), np.arange(1, 33, 2)
-    (found,) = mixtures(x, [angle[train]], np.arange(33), Split(train, test))
+    (found,) = mixtures(x, [angle[train]], np.arange(33), Fold(train, test))
     read = found.of(angle[train])
     off = np.angle(np.exp(1j * (np.arctan2(read[:, 1], read[:, 0]) - np.deg2rad(4 * turns[test]))))
     assert np.rad2deg(np.abs(off) / 4).max() < 3
