@@ -59,6 +59,11 @@ class TokenMap:
 
     The order is LeRobot's since March 2025: latent, state, env_state (where declared), then camera
     by camera in the order of the config, each row by row.
+
+    Cells tile the image from its top left corner, as attention viewers draw them. What a token sees
+    is wider than its cell, and is centred near the cell's *first* pixel: the paddings of a ResNet's
+    convolutions put the centre of token i at pixel stride * i. Read a map as up to half a cell too
+    low and too far right.
     """
 
     def __init__(self, config: ACTConfig):

@@ -42,7 +42,7 @@ from actlens.report.attention_overlays import (
 )
 from actlens.scene import Scene
 from actlens.scenes.dataset import Dataset
-from experiments.command import attempt, rows, run_folder, with_page, write_report, write_tables
+from experiments.command import rows, run_command, with_page, write_report, write_tables
 from experiments.scene_choice import Data, Policy, describe, open_demonstrations
 
 
@@ -173,18 +173,7 @@ def maps_of(done: Done) -> list[Section]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, write, show."""
-    import tyro
-
-    config = tyro.cli(
-        Config,
-        prog="python -m experiments.attention",
-        description=__doc__,
-        args=argv,
-        config=(tyro.conf.EnumChoicesFromValues,),
-    )
-    progress = Console(stderr=True)
-    folder = run_folder("attention", config.output_dir)
-    return attempt(lambda: _carry_out(config, folder, progress), folder, progress)
+    return run_command(Config, "attention", __doc__, _carry_out, argv)
 
 
 def _carry_out(config: Config, folder: Path, progress: Console) -> None:

@@ -34,7 +34,7 @@ from actlens.model.act import HookedACT
 from actlens.patching.clusters import episode_clusters
 from actlens.provenance import provenance, scenes_hash, write_json
 from actlens.report.attribution import render_attribution
-from experiments.command import attempt, rows, run_folder, with_page, write_report
+from experiments.command import rows, run_command, with_page, write_report
 from experiments.scene_choice import Choice, choose_pairs, describe, load
 
 
@@ -136,18 +136,7 @@ def write_files(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, write, show."""
-    import tyro
-
-    config = tyro.cli(
-        Config,
-        prog="python -m experiments.attribution",
-        description=__doc__,
-        args=argv,
-        config=(tyro.conf.EnumChoicesFromValues,),
-    )
-    progress = Console(stderr=True)
-    folder = run_folder("attribution", config.output_dir)
-    return attempt(lambda: _carry_out(config, folder, progress), folder, progress)
+    return run_command(Config, "attribution", __doc__, _carry_out, argv)
 
 
 def _carry_out(config: Config, folder: Path, progress: Console) -> None:

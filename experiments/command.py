@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import pandas as pd
 from rich.console import Console, RenderableType
@@ -16,6 +16,8 @@ from actlens.report.page import report_page
 from actlens.report.plain import plain
 from actlens.report.styles import BAD
 
+C = TypeVar("C", bound="Options")
+
 REPORT = "report.html"
 """The name of a run's page."""
 
@@ -23,6 +25,42 @@ REPORT = "report.html"
 def run_folder(name: str, chosen: Path | None) -> Path:
     """Where a run's files go: as chosen, or `runs/NAME-DATE-TIME`."""
     return chosen or Path("runs") / f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+class Options(Protocol):
+    """Of a command that writes files."""
+
+    @property
+    def output_dir(self) -> Path | None:
+        """Where files go, if chosen."""
+
+
+def run_command(
+    kind: type[C],
+    name: str,
+    about: str | None,
+    work: Callable[[C, Path, Console], None],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Parse the options, do the work, and give the exit code of `attempt`.
+
+    Args:
+        kind: the dataclass of the options.
+        name: of the command's module.
+        about: the module's docstring, for `--help`.
+        work: is given the options, the run's folder, and the standard error's console.
+    """
+    import tyro
+
+    config = tyro.cli(
+        kind,
+        prog=f"python -m experiments.{name}",
+        description=about,
+        args=argv,
+        config=(tyro.conf.EnumChoicesFromValues,),
+    )
+    console, folder = Console(stderr=True), run_folder(name, config.output_dir)
+    return attempt(lambda: work(config, folder, console), folder, console)
 
 
 def attempt(work: Callable[[], None], folder: Path, console: Console) -> int:

@@ -42,7 +42,7 @@ from actlens.matmul import fastest_float32_matmul
 from actlens.model.act import HookedACT
 from actlens.provenance import provenance, scenes_hash, write_json
 from actlens.report.finetuning import render_finetuned_rollouts, render_finetuning
-from experiments.command import attempt, rows, run_folder, with_page, write_report
+from experiments.command import rows, run_command, with_page, write_report
 from experiments.rollouts import STEPS, require_simulator
 from experiments.scene_choice import Data, Policy, describe, open_demonstrations
 
@@ -156,14 +156,7 @@ def run(config: Config, console: Console) -> tuple[Finetuning, HookedACT, dict]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, write, show."""
-    import tyro
-
-    config = tyro.cli(
-        Config, prog="python -m experiments.finetuning", description=__doc__, args=argv
-    )
-    progress = Console(stderr=True)
-    folder = run_folder("finetuning", config.output_dir)
-    return attempt(lambda: _carry_out(config, folder, progress), folder, progress)
+    return run_command(Config, "finetuning", __doc__, _carry_out, argv)
 
 
 def _carry_out(config: Config, folder: Path, console: Console) -> None:

@@ -41,7 +41,7 @@ from actlens.sim.series import (
     verdicts_along,
 )
 from actlens.sim.table_map import success_by_cell
-from experiments.command import attempt, rows, run_folder, with_page, write_report, write_tables
+from experiments.command import rows, run_command, with_page, write_report, write_tables
 from experiments.generalization_panels import doses_of, maps_of, panels_of
 from experiments.scene_choice import Data, Policy, describe, open_demonstrations
 
@@ -161,14 +161,7 @@ def write_files(done: Done, folder: Path) -> tuple[Path, ...]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, write, show."""
-    import tyro
-
-    config = tyro.cli(
-        Config, prog="python -m experiments.generalization", description=__doc__, args=argv
-    )
-    progress = Console(stderr=True)
-    folder = run_folder("generalization", config.output_dir)
-    return attempt(lambda: _carry_out(config, folder, progress), folder, progress)
+    return run_command(Config, "generalization", __doc__, _carry_out, argv)
 
 
 def _carry_out(config: Config, folder: Path, progress: Console) -> None:

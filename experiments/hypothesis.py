@@ -36,7 +36,7 @@ from actlens.verdict import (
     table_claims,
 )
 from experiments import attention, finetuning, memorisation, retrieval
-from experiments.command import attempt, rows, run_folder, with_page, write_report, write_tables
+from experiments.command import rows, run_command, with_page, write_report, write_tables
 from experiments.retrieval_scenes import BETWEEN, BEYOND
 from experiments.scene_choice import Data, Policy, describe
 
@@ -197,14 +197,7 @@ def run(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, write, show."""
-    import tyro
-
-    config = tyro.cli(
-        Config, prog="python -m experiments.hypothesis", description=__doc__, args=argv
-    )
-    progress = Console(stderr=True)
-    folder = run_folder("hypothesis", config.output_dir)
-    return attempt(lambda: _carry_out(config, folder, progress), folder, progress)
+    return run_command(Config, "hypothesis", __doc__, _carry_out, argv)
 
 
 def _carry_out(config: Config, folder: Path, progress: Console) -> None:

@@ -37,7 +37,7 @@ from actlens.report.keyvalue import render_keyvalue
 from actlens.report.memory_pictures import save_memories
 from actlens.scene import Scene
 from actlens.scenes.dataset import Dataset
-from experiments.command import attempt, rows, run_folder, with_page, write_report
+from experiments.command import rows, run_command, with_page, write_report
 from experiments.rollouts import require_simulator
 from experiments.scene_choice import (
     Data,
@@ -183,12 +183,7 @@ def write_files(done: Done, neurons: pd.DataFrame, folder: Path) -> tuple[Path, 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, write, show."""
-    import tyro
-
-    config = tyro.cli(Config, prog="python -m experiments.keyvalue", description=__doc__, args=argv)
-    progress = Console(stderr=True)
-    folder = run_folder("keyvalue", config.output_dir)
-    return attempt(lambda: _carry_out(config, folder, progress), folder, progress)
+    return run_command(Config, "keyvalue", __doc__, _carry_out, argv)
 
 
 def _carry_out(config: Config, folder: Path, progress: Console) -> None:

@@ -35,7 +35,7 @@ from actlens.report.lens import render_lens
 from actlens.report.lens_picture import save_depths
 from actlens.scene import Scene, episode_numbers
 from actlens.scenes.dataset import Dataset
-from experiments.command import attempt, rows, run_folder, with_page, write_report, write_tables
+from experiments.command import rows, run_command, with_page, write_report, write_tables
 from experiments.lens_films import LensFilms, film_unfitted
 from experiments.lens_rollouts import roll_out
 from experiments.retrieval_scenes import REGION_NAMES, Sources, check_apart
@@ -177,18 +177,7 @@ def write_files(done: Done, frames: dict[str, pd.DataFrame], folder: Path) -> tu
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, write, show."""
-    import tyro
-
-    config = tyro.cli(
-        Config,
-        prog="python -m experiments.lens",
-        description=__doc__,
-        args=argv,
-        config=(tyro.conf.EnumChoicesFromValues,),
-    )
-    progress = Console(stderr=True)
-    folder = run_folder("lens", config.output_dir)
-    return attempt(lambda: _carry_out(config, folder, progress), folder, progress)
+    return run_command(Config, "lens", __doc__, _carry_out, argv)
 
 
 def _carry_out(config: Config, folder: Path, progress: Console) -> None:

@@ -45,7 +45,7 @@ from actlens.retraining import (
 )
 from actlens.scene import Scene
 from actlens.tails import Shape
-from experiments.command import attempt, rows, run_folder, with_page, write_report, write_tables
+from experiments.command import rows, run_command, with_page, write_report, write_tables
 from experiments.retrieval_scenes import Sources
 from experiments.scene_choice import Data, Policy, describe
 
@@ -239,14 +239,7 @@ def run(config: Config, console: Console) -> Done:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, write, show."""
-    import tyro
-
-    config = tyro.cli(
-        Config, prog="python -m experiments.memorisation", description=__doc__, args=argv
-    )
-    progress = Console(stderr=True)
-    folder = run_folder("memorisation", config.output_dir)
-    return attempt(lambda: _carry_out(config, folder, progress), folder, progress)
+    return run_command(Config, "memorisation", __doc__, _carry_out, argv)
 
 
 def _carry_out(config: Config, folder: Path, progress: Console) -> None:

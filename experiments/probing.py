@@ -37,7 +37,7 @@ from actlens.provenance import provenance, scenes_hash, write_json
 from actlens.report.probing import render_probing, used_frame
 from actlens.scene import Scene, episode_numbers
 from actlens.scenes.dataset import Dataset, open_dataset
-from experiments.command import attempt, rows, run_folder, with_page, write_report, write_tables
+from experiments.command import rows, run_command, with_page, write_report, write_tables
 from experiments.keyvalue import chosen_scenes
 from experiments.scene_choice import BUNDLED_DATA, Data, Policy, describe, open_demonstrations
 
@@ -174,12 +174,7 @@ def run(config: Config, console: Console) -> Done:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, write, show."""
-    import tyro
-
-    config = tyro.cli(Config, prog="python -m experiments.probing", description=__doc__, args=argv)
-    progress = Console(stderr=True)
-    folder = run_folder("probing", config.output_dir)
-    return attempt(lambda: _carry_out(config, folder, progress), folder, progress)
+    return run_command(Config, "probing", __doc__, _carry_out, argv)
 
 
 def _carry_out(config: Config, folder: Path, progress: Console) -> None:

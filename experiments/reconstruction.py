@@ -33,7 +33,7 @@ from actlens.report.reconstruction_page import reconstruction_page
 from actlens.report.reconstruction_picture import save_reconstructions
 from actlens.scene import Scene
 from actlens.scenes.dataset import Dataset, open_dataset
-from experiments.command import attempt, rows, run_folder, write_tables
+from experiments.command import rows, run_command, write_tables
 from experiments.probing import UNSEEN
 from experiments.scene_choice import BUNDLED_DATA, Data, Policy, describe, open_demonstrations
 
@@ -163,14 +163,7 @@ def run(config: Config, console: Console) -> Done:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, write, show."""
-    import tyro
-
-    config = tyro.cli(
-        Config, prog="python -m experiments.reconstruction", description=__doc__, args=argv
-    )
-    progress = Console(stderr=True)
-    folder = run_folder("reconstruction", config.output_dir)
-    return attempt(lambda: _carry_out(config, folder, progress), folder, progress)
+    return run_command(Config, "reconstruction", __doc__, _carry_out, argv)
 
 
 def _carry_out(config: Config, folder: Path, progress: Console) -> None:

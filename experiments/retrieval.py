@@ -28,7 +28,7 @@ from actlens.provenance import provenance, scenes_hash, write_json
 from actlens.report.retrieval import render_retrieval
 from actlens.report.retrieval_picture import save_picture
 from actlens.verdict import Verdict
-from experiments.command import attempt, rows, run_folder, with_page, write_report, write_tables
+from experiments.command import rows, run_command, with_page, write_report, write_tables
 from experiments.retrieval_battery import Battery, measure
 from experiments.retrieval_rollouts import RetrievalRollouts, roll_out
 from experiments.retrieval_scenes import Known, Sources, check_apart, regions_of
@@ -137,18 +137,7 @@ def write_files(done: Done, folder: Path) -> tuple[Path, ...]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, write, show."""
-    import tyro
-
-    config = tyro.cli(
-        Config,
-        prog="python -m experiments.retrieval",
-        description=__doc__,
-        args=argv,
-        config=(tyro.conf.EnumChoicesFromValues,),
-    )
-    progress = Console(stderr=True)
-    folder = run_folder("retrieval", config.output_dir)
-    return attempt(lambda: _carry_out(config, folder, progress), folder, progress)
+    return run_command(Config, "retrieval", __doc__, _carry_out, argv)
 
 
 def _carry_out(config: Config, folder: Path, progress: Console) -> None:

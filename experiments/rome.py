@@ -46,7 +46,7 @@ from actlens.rome.site_success import SiteOptions, site_success
 from actlens.rome.situations import places_of
 from actlens.rome.study import SCOPED, Study
 from actlens.rome.targets import TargetOptions, TargetSet, gather_targets, halves
-from experiments.command import attempt, rows, run_folder, with_page, write_report
+from experiments.command import rows, run_command, with_page, write_report
 from experiments.one_edit import edit_one
 from experiments.rollouts import require_simulator
 from experiments.rome_options import Asked, Config, block_of, progress
@@ -250,12 +250,7 @@ def show(done: Done, config: Config, folder: Path) -> RenderableType:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run, write, show."""
-    import tyro
-
-    config = tyro.cli(Config, prog="python -m experiments.rome", description=__doc__, args=argv)
-    console = Console(stderr=True)
-    folder = run_folder("rome", config.output_dir)
-    return attempt(lambda: _carry_out(config, folder, console), folder, console)
+    return run_command(Config, "rome", __doc__, _carry_out, argv)
 
 
 def _carry_out(config: Config, folder: Path, console: Console) -> None:
